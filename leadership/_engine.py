@@ -1,0 +1,196 @@
+"""The engine: one daemon thread with one event loop, where all input, output and timers live.
+
+So a user who blocks their own thread or event loop does not lose the lease,
+and many elections cost tasks, not threads. The faces only post to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import collections
+import concurrent.futures
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from .clock import SystemClock
+from .errors import ForkedHandle, HandleClosed, LeadershipError
+from .events import Event, EventsDropped, Hook
+
+T = TypeVar("T")
+
+EXIT_SECONDS = 2.0
+"""How long the interpreter's exit may be held up to resign and close."""
+
+
+class Closeable(Protocol):
+    async def close(self) -> None: ...
+
+
+class Engine:
+    """The thread, its loop, and who must be closed before the interpreter ends."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        # Not the user's loop policy: the engine must not change with it.
+        self.loop = asyncio.SelectorEventLoop()
+        self.told = Dispatcher()
+        self.open: set[Closeable] = set()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="leadership-engine", daemon=True)
+        self._thread.start()
+        atexit.register(self._at_exit)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run `work` on the loop; never blocks."""
+        try:
+            self._check()
+            return asyncio.run_coroutine_threadsafe(work, self.loop)
+        except BaseException:
+            work.close()
+            raise
+
+    def call(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run `work` on the loop and wait for it; interruptible by Ctrl-C.
+
+        Raises:
+            TimeoutError: `timeout` seconds have passed; the work was cancelled.
+        """
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise LeadershipError(
+                "a blocking call was made on the library's own thread; "
+                "call from a thread of yours, or use leadership.aio"
+            )
+        future = self.submit(work)
+        try:
+            return future.result(timeout)
+        except BaseException:
+            # Interrupted or timed out; done already when the work itself raised.
+            future.cancel()
+            raise
+
+    def post(self, act: Callable[[], object]) -> None:
+        """Have `act` called on the loop; for destructors: never blocks, never raises."""
+        with contextlib.suppress(LeadershipError, RuntimeError):
+            self._check()
+            self.loop.call_soon_threadsafe(act)
+
+    def is_current_thread(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    def _check(self) -> None:
+        if os.getpid() != self.pid:
+            raise ForkedHandle(
+                "this handle was made before a fork and cannot work in the child: "
+                "make a new store here"
+            )
+        if self._closing:
+            raise HandleClosed("the interpreter is about to end: nothing new can be started")
+
+    def _at_exit(self) -> None:
+        if os.getpid() != self.pid or not self._thread.is_alive():
+            return
+        clock = SystemClock()
+        deadline = clock.now() + EXIT_SECONDS
+        self._closing = True
+        asyncio.run_coroutine_threadsafe(self._close_all(), self.loop)
+        self._thread.join(EXIT_SECONDS)
+        self.told.drain(max(0.0, deadline - clock.now()))
+
+    async def _close_all(self) -> None:
+        closing = [asyncio.ensure_future(each.close()) for each in list(self.open)]
+        try:
+            if closing:
+                await asyncio.wait(closing, timeout=EXIT_SECONDS * 0.9)
+        finally:
+            self.loop.stop()
+
+
+class Dispatcher:
+    """Tells events to hooks, in order, on one thread of its own, so that no hook delays a lease."""
+
+    LONGEST = 65_536
+
+    def __init__(self) -> None:
+        self._queue: collections.deque[tuple[tuple[Hook, ...], Event]] = collections.deque()
+        self._dropped = 0
+        self._some = threading.Condition()
+        self._busy = False
+        self._thread: threading.Thread | None = None
+
+    def tell(self, hooks: tuple[Hook, ...], event: Event) -> None:
+        with self._some:
+            if len(self._queue) >= self.LONGEST:
+                self._queue.popleft()
+                self._dropped += 1
+            self._queue.append((hooks, event))
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="leadership-hooks", daemon=True
+                )
+                self._thread.start()
+            self._some.notify_all()
+
+    def drain(self, timeout: float) -> None:
+        """Wait until all is told, at most `timeout` seconds."""
+        with self._some:
+            self._some.wait_for(lambda: not self._queue and not self._busy, timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._some:
+                self._busy = False
+                self._some.notify_all()
+                self._some.wait_for(lambda: self._queue)
+                hooks, event = self._queue.popleft()
+                dropped, self._dropped = self._dropped, 0
+                self._busy = True
+            if dropped:
+                _tell(hooks, EventsDropped("", event.at, dropped))
+            _tell(hooks, event)
+
+
+def _tell(hooks: tuple[Hook, ...], event: Event) -> None:
+    for hook in hooks:
+        try:
+            hook(event)
+        except Exception:
+            import logging
+
+            logging.getLogger("leadership").exception("the hook %r failed on %s", hook, event)
+
+
+_engine: Engine | None = None
+_abandoned: list[Engine] = []
+_making = threading.Lock()
+
+
+def engine() -> Engine:
+    """This process's engine, started on first use."""
+    global _engine
+    with _making:
+        if _engine is None:
+            _engine = Engine()
+        return _engine
+
+
+def _after_fork_in_child() -> None:
+    global _engine, _making
+    _making = threading.Lock()
+    if _engine is not None:
+        # Kept, never collected: destructors of its sockets and channels would
+        # act on what the parent still uses.
+        _abandoned.append(_engine)
+        _engine = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

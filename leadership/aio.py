@@ -1,0 +1,556 @@
+"""The same names for asyncio: `from leadership.aio import Candidate, Follower, new_store`.
+
+All input and output happens on the library's own engine, so an event loop
+that is blocked does not lose the lease, and any loop (uvloop, Jupyter's) will
+do. A cancelled call has no effect that stays: what it had begun is withdrawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, Self, TypeVar
+
+from . import inside
+from .backend import Capability, KVPair
+from .candidate import CandidateBase
+from .checks import checked_key, checked_timeout, checked_value
+from .clock import Clock
+from .core import Core, open_core
+from .election import Candidacy
+from .errors import LeadershipLost, LeaderUnknown, NotLeader
+from .events import Hook
+from .follower import FollowerBase
+from .following import Leader
+from .lease import Claim
+from .lock import LockBase
+from .observation import Cursor
+from .store import Pairs, StoreBase
+from .term import TermBase
+
+P = ParamSpec("P")
+T = TypeVar("T")
+V = TypeVar("V")
+
+
+async def _on_engine(
+    core: Core, act: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    return await asyncio.wrap_future(core.start(act, *args, **kwargs))
+
+
+class Term(TermBase):
+    """One time in office; as an async context manager it resigns at the end of the block."""
+
+    __slots__ = ("_candidate",)
+
+    _candidate: Campaigner
+
+    async def wait_lost(self, timeout: float | None = None) -> bool:
+        """Return True once the term is over; False when `timeout` seconds passed first."""
+        core = self._candidate.core
+        try:
+            async with asyncio.timeout(checked_timeout(timeout)):
+                await _on_engine(core, self.candidacy.wait_over, self)
+        except TimeoutError:
+            return False
+        return True
+
+    async def resign(self) -> bool:
+        """As `Candidate.resign`, but only ever this term; False when it was over already."""
+        core = self._candidate.core
+        return await _on_engine(core, self.candidacy.resign, inside.is_inside(self.candidacy), self)
+
+    async def __aenter__(self) -> Self:
+        inside.enter(self.candidacy)
+        await _on_engine(self._candidate.core, self.candidacy.engage, self)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._candidate._leave(self.candidacy, self)
+
+
+class Campaigning:
+    """A campaign under way: `await` it for the term, or `async with` it for a block as leader."""
+
+    def __init__(self, campaign: Callable[[], Coroutine[Any, Any, Term]]) -> None:
+        self._campaign = campaign
+        self._term: Term | None = None
+
+    def __await__(self) -> Generator[Any, Any, Term]:
+        return self._campaign().__await__()
+
+    async def __aenter__(self) -> Term:
+        self._term = await self._campaign()
+        return await self._term.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._term is not None
+        await self._term.__aexit__(kind, error, trace)
+
+
+class Campaigner(CandidateBase[Term]):
+    """What `Candidate` and `Lock` have in common for asyncio: to win, and to withdraw."""
+
+    def _make_term(self, candidacy: Candidacy, key: str, id: str, value: str, claim: Claim) -> Term:
+        term = Term(candidacy, key, id, value, claim, self.core.context.clock)
+        term._candidate = self
+        return term
+
+    async def _campaign(self, timeout: float | None) -> Term:
+        limit = checked_timeout(timeout)
+        candidacy, former = self._new_candidacy(single=True)
+        try:
+            async with asyncio.timeout(limit):
+                await _on_engine(self.core, candidacy.begin, former)
+                term = await _on_engine(self.core, candidacy.lead, engage=False)
+        except TimeoutError:
+            await self._leave(candidacy)
+            raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
+        except BaseException:
+            self.core.post(candidacy.abandon)
+            raise
+        if term is None:
+            raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
+        inside.enter(candidacy)
+        assert isinstance(term, Term)
+        return term
+
+    async def stop(self) -> None:
+        """As `leadership.Candidate.stop`: idempotent, at any moment."""
+        candidacy = self._candidacy
+        if candidacy is not None and not self.core.in_child():
+            await _on_engine(self.core, candidacy.stop, inside.is_inside(candidacy))
+
+    close = stop
+
+    async def _leave(self, candidacy: Candidacy, block: Term | None = None) -> None:
+        """Withdraw (at the end of a block: as that asks), also when cancelled meanwhile."""
+        if self.core.in_child():
+            return
+        try:
+            if block is None:
+                await _on_engine(self.core, candidacy.leave)
+            else:
+                await _on_engine(self.core, candidacy.leave_block, block)
+        except asyncio.CancelledError:
+            self.core.post(candidacy.abandon)
+            raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+
+class Candidate(Campaigner):
+    """`leadership.Candidate` for asyncio: the same arguments, the same guarantees."""
+
+    def run_for_election(self) -> Elections:
+        """An async iterator of our standing: False first, then True and False in turn.
+
+        Leaving the loop in any way, or cancelling its task, withdraws.
+        """
+        return Elections(self)
+
+    def campaign(self, timeout: float | None = None) -> Campaigning:
+        """Lead: `term = await candidate.campaign()` or `async with candidate.campaign() as term`.
+
+        Raises:
+            TimeoutError: we did not win within `timeout` seconds, and have withdrawn.
+            NotLeader: the candidate was stopped meanwhile.
+            StoreError: the store refuses, or with `retry=None` could not be reached.
+        """
+        checked_timeout(timeout)
+        return Campaigning(lambda: self._campaign(timeout))
+
+    async def run(self, work: Callable[[Term], Awaitable[object]]) -> None:
+        """Await `work(term)` in each of our terms, until `stop`.
+
+        When the term is over the task of `work` is cancelled, and joined
+        before the key is released. When `work` returns while we lead, we give
+        way and contend again. Any exception of it but `LeadershipLost`
+        withdraws us, and is raised.
+        """
+        candidacy, former = self._new_candidacy(single=False)
+        inside.enter(candidacy)
+        try:
+            await _on_engine(self.core, candidacy.begin, former)
+            while True:
+                term = await _on_engine(self.core, candidacy.lead, joined=True)
+                if term is None:
+                    return
+                assert isinstance(term, Term)
+                await self._work(work, term)
+                await _on_engine(self.core, candidacy.work_returned, term)
+        finally:
+            await self._leave(candidacy)
+
+    async def _work(self, work: Callable[[Term], Awaitable[object]], term: Term) -> None:
+        """Run `work` until it ends or is cancelled at the end of the term; always joined."""
+        working = asyncio.ensure_future(work(term))
+        losing = asyncio.ensure_future(term.wait_lost())
+        try:
+            await asyncio.wait({working, losing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            losing.cancel()
+            ours = not working.done()
+            if ours:
+                working.cancel()
+            # Until it has ended we are not done, whoever cancels us.
+            await _joined(working)
+        if ours and working.cancelled():
+            return
+        with contextlib.suppress(LeadershipLost):
+            working.result()
+
+    async def proclaim(self, value: str | bytes) -> None:
+        """Change what followers are told; raises `NotLeader` when we do not lead."""
+        data = checked_value(value, self.core.backend)
+        candidacy = self._candidacy
+        if candidacy is None:
+            raise NotLeader(f"{self.id!r} does not lead {self.key!r}: campaign first")
+        await _on_engine(self.core, candidacy.proclaim, data)
+
+    async def resign(self) -> bool:
+        """Give way but stay a candidate; see `leadership.Candidate.resign`."""
+        candidacy = self._candidacy
+        if candidacy is None or self.core.in_child():
+            return False
+        return await _on_engine(self.core, candidacy.resign, inside.is_inside(candidacy))
+
+
+async def _joined(task: asyncio.Future[Any]) -> None:
+    interrupted = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            interrupted = True
+    if interrupted:
+        raise asyncio.CancelledError
+
+
+class Elections:
+    """What `run_for_election` returns: an async iterator, a context manager, with `close()`."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self._candidate = candidate
+        self._candidacy: Candidacy | None = None
+        # What the loop was really given, so that a cancelled call loses nothing.
+        self._term: TermBase | None = None
+        self._closed = False
+
+    def __aiter__(self) -> Elections:
+        return self
+
+    def __anext__(self) -> Coroutine[Any, Any, bool]:
+        """Our next standing, as soon as it changes.
+
+        Raises:
+            StopAsyncIteration: the candidate was stopped, or the iterator closed.
+            StoreError: the store refuses, or with `retry=None` could not be reached.
+        """
+        # Here, not in the coroutine: `wait_for` would run that in a task of its
+        # own, and the loop body must be known as the leader's code.
+        former: Candidacy | None = None
+        first = self._candidacy is None and not self._closed
+        if first:
+            self._candidacy, former = self._candidate._new_candidacy(single=False)
+        if self._candidacy is not None:
+            inside.enter(self._candidacy)
+        return self._next(first, former)
+
+    async def _next(self, first: bool, former: Candidacy | None) -> bool:
+        core, candidacy = self._candidate.core, self._candidacy
+        if candidacy is None:
+            raise StopAsyncIteration
+        if first:
+            await _on_engine(core, candidacy.begin, former)
+            return False
+        if self._term is not None:
+            await _on_engine(core, candidacy.wait_in_iterator, self._term)
+            self._term = None
+            return False
+        self._term = await _on_engine(core, candidacy.lead)
+        if self._term is None:
+            raise StopAsyncIteration
+        return True
+
+    async def close(self) -> None:
+        """Withdraw and release; at any moment, any number of times."""
+        self._closed = True
+        if self._candidacy is not None:
+            await self._candidate._leave(self._candidacy)
+
+    async def __aenter__(self) -> Elections:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        candidacy = getattr(self, "_candidacy", None)
+        if candidacy is not None:
+            self._candidate.core.post(candidacy.abandon)
+
+
+class Stream(Generic[V]):
+    """`leadership.streams.Stream` for asyncio: an async iterator and context manager."""
+
+    def __init__(self, core: Core, cursor: Cursor[Any, V]) -> None:
+        self._core = core
+        self._cursor = cursor
+        self._told: object = None
+
+    def __aiter__(self) -> Stream[V]:
+        return self
+
+    async def __anext__(self) -> V:
+        """The next state; raises `StopAsyncIteration` once closed."""
+        seen = await _on_engine(self._core, self._cursor.next, self._told)
+        if seen is None:
+            raise StopAsyncIteration
+        self._told, value = seen
+        return value
+
+    async def close(self) -> None:
+        """End the watch; at any moment, any number of times."""
+        if not self._core.in_child():
+            await _on_engine(self._core, self._cursor.close)
+
+    async def __aenter__(self) -> Stream[V]:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        core = getattr(self, "_core", None)
+        if core is not None:
+            core.post(self._cursor.close_soon)
+
+
+class Follower(FollowerBase):
+    """`leadership.Follower` for asyncio: the same arguments, the same guarantees."""
+
+    def follow_election(self) -> Stream[str | None]:
+        """An async iterator of who leads; see `leadership.Follower.follow_election`."""
+        self.core.check_open()
+        return Stream(self.core, self._following.cursor_of_values())
+
+    def observe(self) -> Stream[Leader]:
+        """As `follow_election`, with all that is known, and what is not."""
+        self.core.check_open()
+        return Stream(self.core, self._following.cursor_of_leaders())
+
+    async def leader(self, max_age: float | None = None) -> str | None:
+        """Who leads, or None; see `leadership.Follower.leader`."""
+        self.core.check_open()
+        return await _on_engine(self.core, self._following.leader, checked_timeout(max_age))
+
+    async def wait_for_leader(self, timeout: float | None = None) -> str:
+        """Wait until somebody leads; `TimeoutError` after `timeout` seconds."""
+        limit = checked_timeout(timeout)
+        self.core.check_open()
+        try:
+            async with asyncio.timeout(limit):
+                value = await _on_engine(self.core, self._following.wait_for_leader)
+        except TimeoutError:
+            raise TimeoutError(f"nobody led {self.key!r} within {timeout} s") from None
+        if value is None:
+            raise LeaderUnknown("the follower was stopped before a leader was seen")
+        return value
+
+    async def stop(self) -> None:
+        """End all observations; their iterators end. Idempotent."""
+        if not self.core.in_child():
+            await _on_engine(self.core, self._following.stop)
+
+    close = stop
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+
+class Lock(LockBase[Term], Campaigner):
+    """`leadership.Lock` for asyncio; as an async context manager it is acquired for the block."""
+
+    async def acquire(self, timeout: float | None = None) -> int:
+        """Wait until the lock is ours, and return its fencing token."""
+        term = await self._campaign(timeout)
+        return term.token
+
+    async def release(self) -> bool:
+        """Let go, or end another task's waiting; False when we did not hold it."""
+        held = self.is_held()
+        await self.stop()
+        return held
+
+    async def wait_lost(self, timeout: float | None = None) -> bool:
+        """Return True once it is lost or released; False when `timeout` seconds passed first."""
+        return await self._last_term().wait_lost(timeout)
+
+    async def __aenter__(self) -> Self:
+        await self.acquire()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.release()
+
+
+class Store(StoreBase):
+    """`leadership.Store` for asyncio: the same methods, awaited. Made by `new_store`."""
+
+    async def _run(self, act: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+        self.core.check_open()
+        return await _on_engine(self.core, act, *args)
+
+    async def get(self, key: str) -> KVPair | None:
+        """The pair at `key`, never a stale one; None when there is none."""
+        self.core.need("get", Capability.KV)
+        return await self._run(self.core.backend.get, checked_key(key))
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is a value at `key`."""
+        return await self.get(key) is not None
+
+    async def put(self, key: str, value: bytes | str, ttl: float | None = None) -> KVPair:
+        """Write unconditionally; with `ttl` (seconds) the key vanishes unless written again."""
+        return await self._run(self.core.backend.put, *self._put(key, value, ttl))
+
+    async def delete(self, key: str) -> bool:
+        """Remove the key; False when it was not there."""
+        self.core.need("delete", Capability.KV)
+        return await self._run(self.core.backend.delete, checked_key(key))
+
+    async def list(self, directory: str = "") -> Pairs:
+        """All descendants of `directory`, by path segment, sorted."""
+        self.core.need("list", Capability.KV)
+        return await self._run(self.core.backend.list, checked_key(directory, root=True))
+
+    async def delete_tree(self, directory: str) -> None:
+        """Remove `directory` itself and all its descendants, by path segment."""
+        self.core.need("delete_tree", Capability.KV)
+        await self._run(self.core.backend.delete_tree, checked_key(directory))
+
+    async def atomic_put(
+        self,
+        key: str,
+        value: bytes | str,
+        previous: KVPair | None = None,
+        ttl: float | None = None,
+    ) -> KVPair:
+        """Write if the key is as `previous` says; without it: only create.
+
+        Raises:
+            KeyExists, KeyModified: it is not.
+        """
+        self.core.need("atomic_put", Capability.CAS)
+        path, data, seconds = self._put(key, value, ttl)
+        return await self._run(self.core.backend.atomic_put, path, data, previous, seconds)
+
+    async def atomic_delete(self, key: str, previous: KVPair) -> None:
+        """Remove if the key is as `previous` says; raises `KeyModified` when it is not."""
+        self.core.need("atomic_delete", Capability.CAS)
+        await self._run(self.core.backend.atomic_delete, checked_key(key), previous)
+
+    def watch(self, key: str) -> Stream[KVPair | None]:
+        """The present state of `key`, then each later one; see `leadership.Store.watch`."""
+        return Stream(self.core, self._cursor_of_key(key))
+
+    def watch_tree(self, directory: str = "") -> Stream[Pairs]:
+        """As `watch`, of what `list(directory)` gives."""
+        return Stream(self.core, self._cursor_of_tree(directory))
+
+    def lock(self, key: str, value: bytes | str = "", ttl: float = 15.0) -> Lock:
+        """A lock that lapses when its holder dies; see `leadership.Store.lock`."""
+        return Lock(self, key, value, ttl)
+
+    async def connect(self) -> None:
+        """Ask the store once, to see that it answers."""
+        await self._run(self.core.backend.connect)
+
+    async def close(self) -> None:
+        """Withdraw all candidates and locks, end all watches, sessions and connections."""
+        if not self.core.in_child():
+            await _on_engine(self.core, self.core.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+def new_store(
+    address: str,
+    endpoints: str | Iterable[str] | None = None,
+    *,
+    clock: Clock | None = None,
+    hooks: Iterable[Hook] = (),
+    **options: Any,
+) -> Store:
+    """As `leadership.new_store`, for asyncio; does no I/O, so there is nothing to await."""
+    return Store(open_core(address, endpoints, clock=clock, hooks=hooks, **options))
+
+
+def NewCandidate(  # noqa: N802
+    store: Store, key: str, id: str, ttl: float = 15.0, **options: Any
+) -> Candidate:
+    """`Candidate`, under the name that people who come from Go look for."""
+    return Candidate(store, key, id, ttl, **options)
+
+
+def NewFollower(store: Store, key: str) -> Follower:  # noqa: N802
+    """`Follower`, under the name that people who come from Go look for."""
+    return Follower(store, key)
+
+
+NewStore = new_store

@@ -1,0 +1,285 @@
+"""What a store must be able to do: write a subclass of `Backend` and elections work on it.
+
+Everything here is asynchronous and runs on the engine's event loop. Keys are
+already checked and normalised (`service/swarm/leader`: no leading or trailing
+slash), values are bytes, times are seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from .clock import Clock, SystemClock
+from .errors import NotSupported
+from .events import Event
+from .lease import Claim
+
+
+class Capability(StrEnum):
+    """What a backend may offer; a call outside them raises `NotSupported`."""
+
+    KV = "kv"
+    """get, put, delete, exists, list, delete_tree."""
+    TTL = "ttl"
+    """`put` and `atomic_put` with a time to live."""
+    CAS = "cas"
+    """atomic_put and atomic_delete."""
+    WATCH = "watch"
+    """watch and watch_tree."""
+    LOCK = "lock"
+    """Locks that lapse when their holder dies."""
+    ELECTION = "election"
+    """Candidates and followers."""
+    FENCING = "fencing"
+    """Tokens grow from term to term, over restarts of the store too."""
+    FIFO = "fifo"
+    """Who waits longest leads next, and a change of leader wakes one waiter."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVPair:
+    """One key of the store.
+
+    Attributes:
+        key: the full key.
+        value: its bytes.
+        index: grows with every change of the key; what `atomic_put` and `atomic_delete` compare.
+    """
+
+    key: str
+    value: bytes
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who leads an election, as the store tells it."""
+
+    value: bytes
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A store's address, taken apart. Secrets in it are never shown.
+
+    `scheme://user:password@endpoint,endpoint/path?option=value`
+    """
+
+    scheme: str
+    endpoints: tuple[str, ...]
+    path: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the library lends to a backend.
+
+    Attributes:
+        clock: the only source of time.
+        random: the only source of chance.
+        emit: tells the store's hooks of an event; never blocks.
+        max_clock_drift: how far two clocks' rates may differ (0.01 is 1 %).
+        request_timeout: seconds that one request may take.
+        strict_ttl: raise, where the server grants another ttl than was asked for.
+    """
+
+    clock: Clock = field(default_factory=SystemClock)
+    random: random.Random = field(default_factory=random.Random)
+    emit: Callable[[Event], None] = lambda event: None
+    max_clock_drift: float = 0.01
+    request_timeout: float = 5.0
+    strict_ttl: bool = False
+
+
+class Contender(ABC):
+    """One candidate's part in one election: at most one entry at any time.
+
+    Made without I/O. Every method may be called again after it raised
+    `StoreUnavailable`, and finds by the unique id of its own entry what an
+    earlier attempt of unknown outcome did. Cancelling a call leaves at most an
+    entry that `leave` removes.
+    """
+
+    @abstractmethod
+    async def campaign(self, lost: Callable[[str], None]) -> Claim:
+        """Enter (or find) our entry, wait until it leads, prove it by reading it, return the claim.
+
+        After the return `lost(reason)` is called, once, from the event loop,
+        as soon as the store says that this entry is over (deleted, session
+        ended). The deadline is not its matter: the caller watches the lease.
+
+        A lease or session lost while waiting means a new entry, here, not an error.
+
+        Raises:
+            StoreUnavailable: try again later.
+            StoreError: the store refuses.
+        """
+
+    @abstractmethod
+    async def proclaim(self, value: bytes) -> None:
+        """Change the value of our leading entry, and of those entered later.
+
+        Raises:
+            NotLeader: the entry no longer leads.
+        """
+
+    @abstractmethod
+    async def leave(self) -> None:
+        """Remove our entry, if it is there and ours; return when the store confirmed.
+
+        Idempotent. Never ends a session that others use.
+
+        Raises:
+            StoreUnavailable: the outcome is unknown; call again.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give back the session (ended with its last user) and stop all watching.
+
+        Called last, after `leave` succeeded or was given up. Does not raise.
+        """
+
+
+Pairs = list[KVPair]
+"""`list` is a method of every backend, so inside the class the type needs another name."""
+
+
+class Backend(ABC):
+    """A store. Subclasses name their capabilities and implement what these promise.
+
+    `contend` and `observe` have a default implementation over TTL keys,
+    compare-and-swap and watch; a store with an election idiom of its own
+    overrides them.
+
+    The constructor does no I/O: it checks its options and raises
+    `ConfigurationError` for what can never work.
+
+    Attributes:
+        capabilities: what this backend offers.
+        minimum_ttl: the shortest ttl, in seconds, that the store documents.
+        maximum_value_size: bytes; larger values are refused before they are sent.
+        conditions: what the fencing token's growth rests on, in words, or "".
+    """
+
+    capabilities: ClassVar[frozenset[Capability]]
+    minimum_ttl: ClassVar[float] = 0.0
+    maximum_value_size: ClassVar[float] = math.inf
+    conditions: ClassVar[str] = ""
+
+    def __init__(self, address: Address, context: Context) -> None:
+        self.address = address
+        self.context = context
+
+    async def connect(self) -> None:
+        """Make sure that the store answers, once.
+
+        Raises:
+            StoreUnavailable, AccessDenied: it does not.
+        """
+        await self.get("leadership/connect")
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End all sessions, watches and connections. Idempotent, bounded, never raises."""
+
+    # --- keys: Capability.KV ---
+
+    async def get(self, key: str) -> KVPair | None:
+        """The pair at `key` as of now (never a stale read), or None."""
+        raise self._lacks("get", Capability.KV)
+
+    async def put(self, key: str, value: bytes, ttl: float | None = None) -> KVPair:
+        """Write unconditionally; with `ttl` the key vanishes unless written again in time."""
+        raise self._lacks("put", Capability.KV)
+
+    async def delete(self, key: str) -> bool:
+        """Remove the key; False when it was not there."""
+        raise self._lacks("delete", Capability.KV)
+
+    async def list(self, directory: str) -> Pairs:
+        """All descendants of `directory` ("" is the root), by path segment, sorted by key."""
+        raise self._lacks("list", Capability.KV)
+
+    async def delete_tree(self, directory: str) -> None:
+        """Remove `directory` itself and all its descendants."""
+        raise self._lacks("delete_tree", Capability.KV)
+
+    # --- compare-and-swap: Capability.CAS ---
+
+    async def atomic_put(
+        self, key: str, value: bytes, previous: KVPair | None, ttl: float | None = None
+    ) -> KVPair:
+        """Write if the key's index is still that of `previous`; None: only create.
+
+        Raises:
+            KeyExists: `previous` is None and the key is there.
+            KeyModified: the key changed or went since `previous`.
+        """
+        raise self._lacks("atomic_put", Capability.CAS)
+
+    async def atomic_delete(self, key: str, previous: KVPair) -> None:
+        """Remove if the key's index is still that of `previous`.
+
+        Raises:
+            KeyModified: the key changed or went since `previous`.
+        """
+        raise self._lacks("atomic_delete", Capability.CAS)
+
+    # --- watches: Capability.WATCH ---
+
+    def watch(self, key: str) -> AsyncGenerator[KVPair | None, None]:
+        """The present state first, then each later one; None where the key is not there.
+
+        States may be coalesced, the last is never missed. Raises
+        `StoreUnavailable` when cut off: the caller opens a new one. An async
+        generator; closing it ends the watch at the store.
+        """
+        raise self._lacks("watch", Capability.WATCH)
+
+    def watch_tree(self, directory: str) -> AsyncGenerator[Pairs, None]:
+        """As `watch`, of what `list(directory)` gives."""
+        raise self._lacks("watch_tree", Capability.WATCH)
+
+    # --- elections: Capability.ELECTION and Capability.LOCK ---
+
+    def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        """A part in the election at `key`; no I/O yet.
+
+        Args:
+            own_session: do not share a session with other candidates and locks.
+        """
+        from .contention import CompareAndSwapContender
+
+        self._need(Capability.KV, Capability.CAS, Capability.TTL, Capability.WATCH)
+        return CompareAndSwapContender(self, key, value, ttl)
+
+    def observe(self, key: str) -> AsyncGenerator[Entry | None, None]:
+        """Who leads at `key`: the present state first, then each later one; None: nobody.
+
+        The same promises as `watch`.
+        """
+        from .contention import observe_by_watch
+
+        self._need(Capability.KV, Capability.WATCH)
+        return observe_by_watch(self, key)
+
+    def _need(self, *needed: Capability) -> None:
+        missing = [c for c in needed if c not in self.capabilities]
+        if missing:
+            raise self._lacks("an election", *missing)
+
+    def _lacks(self, what: str, *capabilities: Capability) -> NotSupported:
+        names = ", ".join(capabilities)
+        return NotSupported(
+            f"{what} needs the capability {names}, which the backend "
+            f"{self.address.scheme!r} does not have; choose another backend"
+        )

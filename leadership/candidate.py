@@ -1,0 +1,410 @@
+"""The candidate and its term, for threads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar
+
+from . import inside
+from .backend import Capability
+from .checks import (
+    checked_id,
+    checked_key,
+    checked_seconds,
+    checked_timeout,
+    checked_ttl,
+    checked_value,
+)
+from .election import Candidacy, Wish
+from .errors import AlreadyRunning, ConfigurationError, LeadershipLost, NotLeader
+from .lease import Claim
+from .retry import DEFAULT_RETRY, Retry
+from .store import Store, StoreBase
+from .term import TermBase
+
+TermT = TypeVar("TermT", bound=TermBase)
+
+
+class Term(TermBase):
+    """One time in office: from a win until it is lost, resigned or stopped.
+
+    As a context manager it resigns at the end of the block.
+    """
+
+    __slots__ = ("_candidate",)
+
+    _candidate: Campaigner
+
+    def wait_lost(self, timeout: float | None = None) -> bool:
+        """Block until the term is over, and say so; False when `timeout` seconds passed first.
+
+        Told at `valid_until - grace` if no renewal was confirmed by then, at
+        once when the store says that the term is over, or when we give way.
+        """
+        core = self._candidate.core
+        try:
+            core.call_within(checked_timeout(timeout), self.candidacy.wait_over, self)
+        except TimeoutError:
+            return False
+        return True
+
+    def resign(self) -> bool:
+        """As `Candidate.resign`, but only ever this term; False when it was over already."""
+        core = self._candidate.core
+        return core.call(self.candidacy.resign, inside.is_inside(self.candidacy), self)
+
+    def __enter__(self) -> Term:
+        inside.enter(self.candidacy)
+        self._candidate.core.call(self.candidacy.engage, self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._candidate.core.in_child():
+            self._candidate.core.call(self.candidacy.leave_block, self)
+
+
+class CandidateBase(Generic[TermT]):
+    """What the sync and the async candidate have in common; it never blocks."""
+
+    _what: ClassVar[str] = "candidate"
+    _needs: ClassVar[Capability] = Capability.ELECTION
+
+    def __init__(
+        self,
+        store: StoreBase,
+        key: str,
+        id: str,
+        ttl: float = 15.0,
+        *,
+        value: str | bytes | None = None,
+        grace: float = 0.0,
+        retry: Retry | None = DEFAULT_RETRY,
+        watchdog: float | None = None,
+        require: Iterable[Capability | str] = (),
+        own_session: bool = False,
+    ) -> None:
+        if not isinstance(store, StoreBase):
+            raise ConfigurationError(
+                f"store={store!r}: make one with new_store('etcd://127.0.0.1:2379')"
+            )
+        self._store = store
+        self.core = core = store.core
+        core.check_open()
+        core.need(f"a {self._what}", self._needs)
+        try:
+            needed = [Capability(each) for each in require]
+        except ValueError as error:
+            known = ", ".join(Capability)
+            raise ConfigurationError(f"require: {error}; known: {known}") from error
+        core.need(f"this {self._what}", *needed)
+        self.key = checked_key(key)
+        self.id = checked_id(id)
+        self.ttl = checked_ttl(ttl, core.backend)
+        if isinstance(grace, bool) or not 0 <= grace <= self.ttl / 2:
+            raise ConfigurationError(
+                f"grace={grace!r}: give seconds from 0 to half the ttl ({self.ttl / 2:g}); the "
+                "lease is renewed every third of the ttl, so more would end terms early"
+            )
+        if watchdog is not None:
+            checked_seconds("watchdog", watchdog)
+        if retry is not None and not isinstance(retry, Retry):
+            raise ConfigurationError(f"retry={retry!r}: give a Retry, or None to raise at once")
+        data = checked_value(id if value is None else value, core.backend)
+        self._wish = Wish(
+            self.key, self.id, data, self.ttl, float(grace), retry, watchdog, bool(own_session)
+        )
+        self._candidacy: Candidacy | None = None
+
+    def is_leader(self) -> bool:
+        """Whether we lead now: compares the clock with the deadline at this very call.
+
+        Under a microsecond, no I/O, from any thread. False in a fork's child.
+        A True says nothing about the next instant: hand `term.token` to what
+        you write to.
+        """
+        candidacy = self._candidacy
+        if candidacy is None:
+            return False
+        term = candidacy.term
+        return term is not None and term.is_valid()
+
+    @property
+    def term(self) -> TermT | None:
+        """The term that we lead by, or the last one; None before the first."""
+        candidacy = self._candidacy
+        return None if candidacy is None else candidacy.term  # type: ignore[return-value]
+
+    def _make_term(
+        self, candidacy: Candidacy, key: str, id: str, value: str, claim: Claim
+    ) -> TermBase:
+        raise NotImplementedError
+
+    def _new_candidacy(self, *, single: bool) -> tuple[Candidacy, Candidacy | None]:
+        """A new run, and the former one, whose last traces it must wait for."""
+        self.core.check_open()
+        with self.core.starting:
+            former = self._candidacy
+            if former is not None and former.active:
+                raise AlreadyRunning(
+                    f"{self.id!r} is already a {self._what} for {self.key!r}: "
+                    "end that run first (leave its loop or block, or call stop), "
+                    f"or make another {self._what}"
+                )
+            # What was proclaimed stays the value of later terms.
+            wish = self._wish if former is None else replace(self._wish, value=former.value)
+            candidacy = Candidacy(self.core, wish, self._make_term, single=single)
+            self._candidacy = candidacy
+        return candidacy, former
+
+    def __repr__(self) -> str:
+        role = "leader" if self.is_leader() else "not leader"
+        return f"<{type(self).__name__} {self.key!r} id={self.id!r} ({role})>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {self._what} cannot be pickled: leadership belongs to one process; "
+            f"make a {self._what} there"
+        )
+
+
+class Campaigner(CandidateBase[Term]):
+    """What `Candidate` and `Lock` have in common for threads: to win, and to withdraw."""
+
+    def _make_term(self, candidacy: Candidacy, key: str, id: str, value: str, claim: Claim) -> Term:
+        term = Term(candidacy, key, id, value, claim, self.core.context.clock)
+        term._candidate = self
+        return term
+
+    def _campaign(self, timeout: float | None) -> Term:
+        limit = checked_timeout(timeout)
+        candidacy, former = self._new_candidacy(single=True)
+        try:
+            term = self.core.call_within(limit, self._win, candidacy, former)
+        except TimeoutError:
+            self._leave(candidacy)
+            raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
+        except BaseException:
+            self.core.post(candidacy.abandon)
+            raise
+        if term is None:
+            raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
+        inside.enter(candidacy)
+        assert isinstance(term, Term)
+        return term
+
+    async def _win(self, candidacy: Candidacy, former: Candidacy | None) -> TermBase | None:
+        await candidacy.begin(former)
+        return await candidacy.lead(engage=False)
+
+    def stop(self) -> None:
+        """Withdraw: idempotent, from any thread, also while waiting; then we may run again.
+
+        Returns when nothing is left of the run, or when waiting longer is of
+        no use. Called by a function under `run` it only requests, and returns.
+        """
+        candidacy = self._candidacy
+        if candidacy is not None and not self.core.in_child():
+            self.core.call(candidacy.stop, inside.is_inside(candidacy))
+
+    close = stop
+
+    def _leave(self, candidacy: Candidacy) -> None:
+        if not self.core.in_child():
+            self.core.call(candidacy.leave)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class Candidate(Campaigner):
+    """Contends for the leadership of `key`, in one of three ways, one at a time.
+
+    What is *not* promised: no lock service can stop a paused process's late
+    write by itself. Hand `term.token` to the resource that you write to, and
+    let it refuse a smaller one.
+
+    Args:
+        store: from `new_store`.
+        key: the election, such as `service/swarm/leader`.
+        id: our name in logs; may repeat, ownership never rests on it.
+        ttl: seconds after our death until another may lead.
+        value: what followers are told, `id` if not given: usually the address
+            that requests are routed to.
+        grace: seconds before the deadline at which the loss is told, for work
+            that needs time to end.
+        retry: how to ride out the store's outages; None raises the first one.
+        watchdog: resign when the leader's code has not called `term.check()`
+            or its iterator for so many seconds.
+        require: capabilities without which this candidate must not start.
+        own_session: share no lease or session with other candidates.
+
+    Raises:
+        ConfigurationError: what was given can never work.
+        NotSupported: the store lacks what is required.
+    """
+
+    def run_for_election(self) -> Elections:
+        """An iterator of our standing: False first, then True and False in turn.
+
+        Nothing happens before the first `next`. Leaving the loop in any way
+        withdraws the candidate and releases the key. After a term ends we
+        contend again only when the loop comes back for more.
+
+        Raises:
+            AlreadyRunning: another run of this candidate is active (at the first `next`).
+        """
+        return Elections(self)
+
+    def campaign(self, timeout: float | None = None) -> Term:
+        """Block until we lead; the term is a context manager that resigns.
+
+        Without a `with` block the candidate leads until it resigns, stops or
+        loses: nobody's code is joined.
+
+        Args:
+            timeout: seconds to wait, None for ever.
+
+        Raises:
+            TimeoutError: we did not win in time, and have withdrawn.
+            NotLeader: the candidate was stopped meanwhile.
+            StoreError: the store refuses, or with `retry=None` could not be reached.
+        """
+        return self._campaign(timeout)
+
+    def run(self, work: Callable[[Term], object]) -> None:
+        """Call `work(term)` in each of our terms, in this thread, until `stop`.
+
+        The term is over for `work` when `term.is_valid()` is False or
+        `term.wait_lost()` returns; then it must return. `term.check()` raises
+        `LeadershipLost`, which may leave `work`. The key is released only
+        when `work` has returned. When it returns while we lead, we give way and
+        contend again. Any other exception of it withdraws us, and is raised.
+        """
+        candidacy, former = self._new_candidacy(single=False)
+        inside.enter(candidacy)
+        try:
+            self.core.call(candidacy.begin, former)
+            while True:
+                term = self.core.call(candidacy.lead, joined=True)
+                if term is None:
+                    return
+                assert isinstance(term, Term)
+                with contextlib.suppress(LeadershipLost):
+                    work(term)
+                self.core.call(candidacy.work_returned, term)
+        finally:
+            self._leave(candidacy)
+
+    def proclaim(self, value: str | bytes) -> None:
+        """Change what followers are told, now and in later terms.
+
+        Raises:
+            NotLeader: we do not lead, or no longer.
+            ValueTooLarge: over the store's limit.
+        """
+        data = checked_value(value, self.core.backend)
+        candidacy = self._candidacy
+        if candidacy is None:
+            raise NotLeader(f"{self.id!r} does not lead {self.key!r}: campaign first")
+        self.core.call(candidacy.proclaim, data)
+
+    def resign(self) -> bool:
+        """Give way but stay a candidate; False, and nothing is done, when we do not lead.
+
+        From any thread. `is_leader()` is False before the request is sent.
+        Returns when the key is released (the leader's code has ended first),
+        or, if it does not end or the store does not answer, at the deadline.
+        Called by a function under `run` it only requests, and returns.
+        """
+        candidacy = self._candidacy
+        if candidacy is None or self.core.in_child():
+            return False
+        return self.core.call(candidacy.resign, inside.is_inside(candidacy))
+
+
+class Elections:
+    """What `run_for_election` returns: an iterator, a context manager, with `close()`."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self._candidate = candidate
+        self._candidacy: Candidacy | None = None
+        # What the loop was really given, so that an interrupted call loses nothing.
+        self._term: TermBase | None = None
+        self._closed = False
+
+    def __iter__(self) -> Elections:
+        return self
+
+    def __next__(self) -> bool:
+        """Our next standing; blocks until it changes, interruptible by Ctrl-C.
+
+        Raises:
+            StopIteration: the candidate was stopped, or the iterator closed.
+            StoreError: the store refuses, or with `retry=None` could not be reached.
+        """
+        core = self._candidate.core
+        candidacy = self._candidacy
+        if candidacy is None:
+            if self._closed:
+                raise StopIteration
+            candidacy, former = self._candidate._new_candidacy(single=False)
+            self._candidacy = candidacy
+            inside.enter(candidacy)
+            core.call(candidacy.begin, former)
+            return False
+        inside.enter(candidacy)
+        if self._term is not None:
+            core.call(candidacy.wait_in_iterator, self._term)
+            self._term = None
+            return False
+        self._term = core.call(candidacy.lead)
+        if self._term is None:
+            raise StopIteration
+        return True
+
+    def close(self) -> None:
+        """Withdraw and release; from any thread, at any moment, any number of times."""
+        self._closed = True
+        if self._candidacy is not None:
+            self._candidate._leave(self._candidacy)
+
+    def __enter__(self) -> Elections:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # A loop that was left lets go of its iterator. There is no waiting
+        # here: a destructor may run in any thread, under any lock.
+        candidacy = getattr(self, "_candidacy", None)
+        if candidacy is not None:
+            self._candidate.core.post(candidacy.abandon)
+
+
+def NewCandidate(  # noqa: N802
+    store: Store, key: str, id: str, ttl: float = 15.0, **options: Any
+) -> Candidate:
+    """`Candidate`, under the name that people who come from Go look for."""
+    return Candidate(store, key, id, ttl, **options)

@@ -1,0 +1,244 @@
+"""Elections for any store with TTL keys, compare-and-swap and watch.
+
+The entry is the election's key itself: an envelope with the leader's value
+and a nonce of this attempt, so that an answer that never came is resolved by
+reading. The token is the index of the write that created it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+
+import msgspec
+
+from .backend import Backend, Contender, Entry, KVPair
+from .errors import KeyExists, KeyModified, NotLeader, StoreUnavailable
+from .lease import Claim, Lease, claim
+
+DELETED = "the entry was deleted at the store"
+REPLACED = "another's entry stands at the store"
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """What stands under the key while somebody leads."""
+
+    value: bytes
+    nonce: str
+    # The index of the creating write, which that write itself could not know.
+    token: int | None = None
+
+
+def unseal(pair: KVPair | None) -> Envelope | None:
+    """The envelope under a key, or None where nothing or a stranger's value stands."""
+    if pair is None:
+        return None
+    try:
+        return msgspec.json.decode(pair.value, type=Envelope)
+    except msgspec.DecodeError:
+        return None
+
+
+def token_of(pair: KVPair, envelope: Envelope) -> int:
+    return pair.index if envelope.token is None else envelope.token
+
+
+async def observe_by_watch(backend: Backend, key: str) -> AsyncGenerator[Entry | None, None]:
+    """Follow the envelope under `key`; a renewal, which rewrites it, is not told."""
+    last: Entry | None = None
+    first = True
+    async with contextlib.aclosing(backend.watch(key)) as states:
+        async for pair in states:
+            envelope = unseal(pair)
+            entry = None
+            if pair is not None and envelope is not None:
+                entry = Entry(envelope.value, token_of(pair, envelope))
+            if first or entry != last:
+                yield entry
+            first, last = False, entry
+
+
+class CompareAndSwapContender(Contender):
+    """Creates the key to win, rewrites it to renew, removes it to leave."""
+
+    def __init__(self, backend: Backend, key: str, value: bytes, ttl: float) -> None:
+        self._backend = backend
+        self._clock = backend.context.clock
+        self._key = key
+        self._value = value
+        self._ttl = ttl
+        # Our entry as we last saw it; its nonce stays known after an unknown
+        # outcome, until a read or a removal has settled it.
+        self._nonce: str | None = None
+        self._pair: KVPair | None = None
+        self._lease: Lease | None = None
+        self._writing = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._yield_until = float("-inf")
+
+    async def campaign(self, lost: Callable[[str], None]) -> Claim:
+        await self._give_others_a_chance()
+        async with contextlib.aclosing(self._backend.watch(self._key)) as states:
+            async for pair in states:
+                if pair is not None:
+                    envelope = unseal(pair)
+                    if envelope is None or envelope.nonce != self._nonce:
+                        continue
+                    # An attempt whose answer never came had created it. It is
+                    # not known when it was sent, so only a renewal makes it ours.
+                    return await self._lead(pair, envelope, lost, float("-inf"))
+                created = await self._create()
+                if created is not None:
+                    return await self._lead(*created, lost, self._sent_at)
+        raise StoreUnavailable(f"the watch on {self._key!r} ended; it is opened again")
+
+    async def _give_others_a_chance(self) -> None:
+        """Who just resigned waits until somebody else has led, or nobody wanted to.
+
+        Without a queue at the store the one that resigned is the first to see
+        the key free, and would win straight back.
+        """
+        remaining = self._yield_until - self._clock.now()
+        if remaining <= 0:
+            return
+        with contextlib.suppress(TimeoutError, StoreUnavailable):
+            another = asyncio.ensure_future(self._see_another())
+            pause = asyncio.ensure_future(self._clock.sleep(remaining))
+            try:
+                await asyncio.wait({another, pause}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                await _cancel_and_wait([another, pause])
+        self._yield_until = float("-inf")
+
+    async def _see_another(self) -> None:
+        async with contextlib.aclosing(self._backend.watch(self._key)) as states:
+            async for pair in states:
+                if pair is not None:
+                    return
+
+    async def _create(self) -> tuple[KVPair, Envelope] | None:
+        self._nonce = f"{self._backend.context.random.getrandbits(64):016x}"
+        envelope = Envelope(self._value, self._nonce)
+        self._sent_at = self._clock.now()
+        try:
+            pair = await self._backend.atomic_put(
+                self._key, msgspec.json.encode(envelope), None, self._ttl
+            )
+        except KeyExists:
+            return None
+        return pair, envelope
+
+    async def _lead(
+        self, pair: KVPair, envelope: Envelope, lost: Callable[[str], None], sent_at: float
+    ) -> Claim:
+        context = self._backend.context
+        self._pair = pair
+        self._token = token_of(pair, envelope)
+        self._lease = Lease(self._clock, context.max_clock_drift)
+        self._lease.confirm(sent_at, self._ttl)
+        if not self._lease.is_valid():
+            try:
+                await self._rewrite()
+            except KeyModified as error:
+                raise StoreUnavailable(f"{self._key!r} was taken while it was looked at") from error
+        told = False
+
+        def tell(reason: str) -> None:
+            nonlocal told
+            if not told:
+                told = True
+                lease.end(reason)
+                lost(reason)
+
+        lease = self._lease
+        self._tasks = [
+            asyncio.ensure_future(self._renew(lease, tell)),
+            asyncio.ensure_future(self._guard(tell)),
+        ]
+        return claim(self._token, lease)
+
+    async def _rewrite(self) -> None:
+        """Write our entry anew, for a new ttl.
+
+        Raises:
+            KeyModified: it is no longer there, or not ours.
+        """
+        async with self._writing:
+            assert self._pair is not None
+            assert self._lease is not None
+            assert self._nonce is not None
+            envelope = Envelope(self._value, self._nonce, self._token)
+            for retried in (False, True):
+                sent_at = self._clock.now()
+                try:
+                    self._pair = await self._backend.atomic_put(
+                        self._key, msgspec.json.encode(envelope), self._pair, self._ttl
+                    )
+                    break
+                except KeyModified:
+                    # Perhaps by ourselves: an earlier write whose answer never came.
+                    present = await self._backend.get(self._key)
+                    seen = unseal(present)
+                    if retried or present is None or seen is None or seen.nonce != self._nonce:
+                        raise
+                    self._pair = present
+            self._lease.confirm(sent_at, self._ttl)
+
+    async def _renew(self, lease: Lease, tell: Callable[[str], None]) -> None:
+        while True:
+            await self._clock.sleep(self._ttl / 3)
+            try:
+                await self._rewrite()
+            except KeyModified:
+                tell(REPLACED)
+                return
+            except StoreUnavailable:
+                continue
+
+    async def _guard(self, tell: Callable[[str], None]) -> None:
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                async with contextlib.aclosing(self._backend.watch(self._key)) as states:
+                    async for pair in states:
+                        envelope = unseal(pair)
+                        if envelope is None or envelope.nonce != self._nonce:
+                            tell(DELETED if pair is None else REPLACED)
+                            return
+            await self._clock.sleep(self._ttl / 10)
+
+    async def proclaim(self, value: bytes) -> None:
+        before, self._value = self._value, value
+        try:
+            await self._rewrite()
+        except KeyModified as error:
+            self._value = before
+            raise NotLeader(f"{self._key!r} is led by another now; campaign again") from error
+
+    async def leave(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        led = bool(tasks)
+        await _cancel_and_wait(tasks)
+        while self._nonce is not None:
+            present = await self._backend.get(self._key)
+            seen = unseal(present)
+            if present is None or seen is None or seen.nonce != self._nonce:
+                self._nonce = None
+                break
+            with contextlib.suppress(KeyModified):
+                await self._backend.atomic_delete(self._key, present)
+                self._nonce = None
+        self._pair = None
+        if led:
+            self._yield_until = self._clock.now() + min(1.0, self._ttl / 4)
+
+    async def close(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        await _cancel_and_wait(tasks)
+
+
+async def _cancel_and_wait(tasks: list[asyncio.Task[None]] | list[asyncio.Future[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

@@ -1,0 +1,463 @@
+"""The campaign, once for all backends: from the wish to lead to the released key.
+
+A candidacy is one run of one candidate. It is pulled: it contends only while
+its consumer wants the next term, so a stale loop body never runs under a
+newer term, and a slow consumer delays nothing, for renewals are the
+session's matter.
+
+    idle -> contending -> leading -> ended (work is told, and joined) -> released -> idle
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, TypeVar
+
+from .errors import LeadershipError, NotLeader, StoreUnavailable
+from .events import (
+    Campaigning,
+    Elected,
+    Released,
+    StoreTrouble,
+    TermEnded,
+    Withdrawn,
+    WorkOverran,
+)
+from .lease import Claim
+from .retry import DEFAULT_RETRY, Retry, riding_out
+from .term import TermBase
+
+if TYPE_CHECKING:
+    from .backend import Contender
+    from .core import Core
+
+T = TypeVar("T")
+
+RESIGNED = "we resigned"
+STOPPED = "the candidate was stopped"
+UNRESPONSIVE = "the leader's code did not call check() or its iterator for the watchdog's time"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a candidate wants; times in seconds."""
+
+    key: str
+    id: str
+    value: bytes
+    ttl: float
+    grace: float
+    retry: Retry | None
+    watchdog: float | None
+    own_session: bool
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """Code that runs as the leader, between being given a term and coming back.
+
+    Attributes:
+        joined: whether only its return ends it (a function under `run`), or
+            also its own call of resign or stop (a loop body, a `with` block).
+    """
+
+    joined: bool
+
+
+class Phase(Enum):
+    IDLE = auto()
+    CONTENDING = auto()
+    LEADING = auto()
+    RELEASING = auto()
+    WITHDRAWN = auto()
+
+
+MakeTerm = Callable[["Candidacy", str, str, str, Claim], TermBase]
+
+
+class Candidacy:
+    """One run of one candidate; lives on the engine's loop.
+
+    Args:
+        make_term: makes the face's kind of term.
+        single: withdraw after the first term that was handed over (`campaign`).
+    """
+
+    def __init__(self, core: Core, wish: Wish, make_term: MakeTerm, *, single: bool) -> None:
+        self._core = core
+        self._clock = core.context.clock
+        self.wish = wish
+        self.value = wish.value
+        self._make_term = make_term
+        self._single = single
+        self.term: TermBase | None = None
+        self.phase = Phase.IDLE
+        self.error: Exception | None = None
+        self._handed_over = False
+        self._stopping = False
+        self._work: Work | None = None
+        self._drive_task: asyncio.Task[None] | None = None
+        self._contender: Contender | None = None
+        self._unwatch: Callable[[], None] = lambda: None
+        self._changed = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._work_ended = asyncio.Event()
+        self._withdrawn = asyncio.Event()
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the run is over and nothing of it is left."""
+        return self._withdrawn.is_set()
+
+    @property
+    def active(self) -> bool:
+        """Whether the consumer has not ended this run yet."""
+        if self._stopping:
+            return False
+        term_done = self._handed_over and self.term is not None and self.term.reason is not None
+        return not (self._single and term_done and self._work is None)
+
+    # --- what the faces ask for, always on the engine's loop ---
+
+    async def begin(self, after: Candidacy | None = None) -> None:
+        """Start contending; `after` is the candidate's former run, which must be over first."""
+        self._core.check_open()
+        if self._drive_task is None and not self._stopping:
+            self._core.runs.add(self)
+            self._wanted.set()
+            self._drive_task = asyncio.ensure_future(self._drive(after))
+
+    async def lead(self, *, engage: bool = True, joined: bool = False) -> TermBase | None:
+        """The consumer has ended any former term, and wants the next; None: the run is over.
+
+        Args:
+            engage: whether the consumer's code works as leader from the return on.
+            joined: see `Work`.
+        """
+        self._end_work()
+        while True:
+            if self.term is not None and self.term.is_valid():
+                self._handed_over = True
+                # From here on only the consumer's coming back means a wish for more.
+                self._wanted.clear()
+                if engage:
+                    self._engage(Work(joined))
+                return self.term
+            if self._stopping:
+                if self.error is not None:
+                    raise self.error
+                return None
+            self._wanted.set()
+            await self._next_change()
+
+    async def leave_block(self, term: TermBase) -> None:
+        """A `with` block as leader has ended: a single term's run ends with it."""
+        if self._single:
+            await self.leave()
+        else:
+            await self.work_returned(term)
+
+    async def engage(self, term: TermBase) -> None:
+        """A block begins to work as leader."""
+        if term is self.term and self.active:
+            self._engage(Work(joined=False))
+
+    def _engage(self, work: Work) -> None:
+        self._work = work
+        self._work_ended.clear()
+        if self.term is not None:
+            self.term.touched_at = self._clock.now()
+
+    async def wait_over(self, term: TermBase) -> str:
+        """Why `term` ended, once it has."""
+        return await asyncio.shield(term.over)
+
+    async def wait_in_iterator(self, term: TermBase) -> None:
+        """The loop body has come back for more: it does not work as leader while it waits here."""
+        self._end_work()
+        await self.wait_over(term)
+
+    async def work_returned(self, term: TermBase) -> None:
+        """A function under `run` has returned: give way, if it still led, and be released."""
+        self._end_work()
+        await self.resign(False, term)
+
+    async def resign(self, inside: bool, term: TermBase | None = None) -> bool:
+        """Give way; True when we led. Returns when released, or when the deadline has passed."""
+        mine = self.term if term is None else term
+        if mine is None or mine is not self.term:
+            return False
+        led = mine.reason is None
+        self._end_term(mine, RESIGNED)
+        if self._called_from_work(inside):
+            return led
+        await self._released_or_late(mine)
+        return led
+
+    async def stop(self, inside: bool) -> None:
+        """Withdraw. Returns when nothing is left, or when waiting longer is of no use."""
+        self._request_stop(STOPPED)
+        if self._called_from_work(inside):
+            return
+        await self.gone()
+
+    async def gone(self) -> None:
+        """Wait until nothing is left: as long as our work may go on, and one request takes."""
+        deadline = self._clock.now()
+        if self.term is not None and self._work is not None:
+            deadline = max(deadline, self.term.valid_until)
+        deadline += self._core.context.request_timeout
+        await self._clock.wait_for(self._withdrawn.wait(), deadline)
+
+    def abandon(self) -> None:
+        """The consumer is gone: as `stop`, for who cannot wait (a destructor, an interrupt)."""
+        self._end_work()
+        self._request_stop(STOPPED)
+
+    async def leave(self) -> None:
+        """The consumer has ended its work and withdraws: as `stop` from inside."""
+        self.abandon()
+        await self.gone()
+
+    def cancel(self) -> None:
+        """The store is closing and has waited long enough."""
+        self._stopping = True
+        if self._drive_task is not None:
+            self._drive_task.cancel()
+
+    async def proclaim(self, value: bytes) -> None:
+        """Change the value that followers are told.
+
+        Raises:
+            NotLeader: we do not lead.
+        """
+        term, contender = self.term, self._contender
+        if term is None or contender is None or not term.is_valid():
+            raise NotLeader(f"{self.wish.id!r} does not lead {self.wish.key!r}: campaign first")
+        attempt = asyncio.ensure_future(self._ride_out(lambda: contender.proclaim(value)))
+        # Trying on after the term would write into another's time.
+        done = lambda _: attempt.cancel()  # noqa: E731
+        term.over.add_done_callback(done)
+        try:
+            await attempt
+        except asyncio.CancelledError:
+            if term.reason is None:
+                raise
+            raise NotLeader(f"the term ended before the value was written: {term.reason}") from None
+        finally:
+            term.over.remove_done_callback(done)
+        self.value = value
+
+    # --- the run ---
+
+    async def _drive(self, after: Candidacy | None) -> None:
+        wish = self.wish
+        try:
+            if after is not None:
+                # At most one entry per candidate: the former run's must be gone.
+                await after._withdrawn.wait()
+            self._contender = contender = self._core.backend.contender(
+                wish.key, wish.value, wish.ttl, wish.own_session
+            )
+            while not self._stopping:
+                self._set_phase(Phase.IDLE)
+                await self._wanted.wait()
+                self._wanted.clear()
+                self._set_phase(Phase.CONTENDING)
+                self._core.emit(Campaigning(wish.key, self._clock.now(), wish.id))
+                term = await self._win(contender)
+                if term is None:
+                    continue
+                self._set_phase(Phase.LEADING)
+                await asyncio.shield(term.over)
+                self._set_phase(Phase.RELEASING)
+                await self._join(term)
+                await self._let_go(contender)
+                self._core.emit(Released(wish.key, self._clock.now(), wish.id, term.token))
+                if not term.released.done():
+                    term.released.set_result(None)
+                if self._single and self._handed_over:
+                    break
+        except asyncio.CancelledError:
+            # Only `_request_stop` and the closing store cancel, and both want the clean-up below.
+            pass
+        except Exception as error:
+            # Whatever it is, the consumer gets it: a run must not end in silence.
+            self.error = error
+        finally:
+            await self._withdraw()
+
+    async def _withdraw(self) -> None:
+        self._stopping = True
+        if self.term is not None:
+            self._end_term(self.term, STOPPED)
+        # The consumer hears of an error now, not when a store in trouble has answered.
+        self._set_phase(Phase.RELEASING)
+        try:
+            if self._contender is not None:
+                await self._let_go(self._contender)
+        except (asyncio.CancelledError, LeadershipError):
+            # The store is closing: its sessions end, and the entry with them.
+            pass
+        finally:
+            if self._contender is not None:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._contender.close()
+            self._core.runs.discard(self)
+            if self.term is not None and not self.term.released.done():
+                self.term.released.set_result(None)
+            self._core.emit(Withdrawn(self.wish.key, self._clock.now(), self.wish.id))
+            self._withdrawn.set()
+            self._set_phase(Phase.WITHDRAWN)
+
+    async def _win(self, contender: Contender) -> TermBase | None:
+        """Campaign until a term has begun; None if it was over before it could be told."""
+        early: list[str] = []
+        begun: list[TermBase] = []
+
+        def lost(reason: str) -> None:
+            if begun:
+                self._end_term(begun[0], reason)
+            else:
+                early.append(reason)
+
+        async def attempt() -> Claim:
+            claim = await contender.campaign(lost)
+            if claim.valid_until - self._clock.now() <= self.wish.grace:
+                raise StoreUnavailable(
+                    f"{self.wish.key!r} was won, but its lease is not fresh enough to lead on"
+                )
+            return claim
+
+        claim = await self._ride_out(attempt)
+        if early:
+            await self._let_go(contender)
+            self._wanted.set()
+            return None
+        value = self.value.decode(errors="replace")
+        term = self._make_term(self, self.wish.key, self.wish.id, value, claim)
+        begun.append(term)
+        self.term = term
+        self._core.emit(
+            Elected(self.wish.key, self._clock.now(), self.wish.id, term.token, term.valid_until)
+        )
+        self._unwatch = claim.lease.watch(
+            claim.generation, self.wish.grace, lambda reason: self._end_term(term, reason)
+        )
+        if self.wish.watchdog is not None:
+            self._watch_work(term, self.wish.watchdog)
+        return term
+
+    def _end_term(self, term: TermBase, reason: str) -> None:
+        """The one place where a term ends: it is void before anybody is told, or anything sent."""
+        if term.reason is not None:
+            return
+        term.end(reason)
+        self._unwatch()
+        self._core.emit(
+            TermEnded(self.wish.key, self._clock.now(), self.wish.id, term.token, reason)
+        )
+        self._changed.set()
+
+    async def _join(self, term: TermBase) -> None:
+        """Wait for the leader's code, until the deadline: nobody else leads before it."""
+        if self._work is None:
+            return
+        await self._clock.wait_for(self._work_ended.wait(), term.valid_until)
+        overrunning = self._work
+        if overrunning is None:
+            return
+        # Nobody believes in this term any more, so what follows is no release
+        # but what a lapse would do: the session may live on for others.
+
+        def report() -> None:
+            if self._work is overrunning:
+                self._core.emit(
+                    WorkOverran(self.wish.key, self._clock.now(), self.wish.id, term.token)
+                )
+
+        # A loss told at the deadline needs a moment to be heard.
+        moment = min(0.1, self.wish.ttl / 20)
+        self._clock.call_at(term.valid_until + moment, report)
+
+    async def _let_go(self, contender: Contender) -> None:
+        """Remove our entry, however long the store takes to confirm it."""
+        await riding_out(
+            contender.leave,
+            retry=self.wish.retry or DEFAULT_RETRY,
+            clock=self._clock,
+            chance=self._core.context.random,
+            trouble=self._trouble,
+        )
+
+    async def _ride_out(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        return await riding_out(
+            attempt,
+            retry=self.wish.retry,
+            clock=self._clock,
+            chance=self._core.context.random,
+            trouble=self._trouble,
+        )
+
+    def _watch_work(self, term: TermBase, limit: float) -> None:
+        def look() -> None:
+            if term.reason is not None:
+                return
+            idle_since = term.touched_at if self._work is not None else self._clock.now()
+            if self._clock.now() - idle_since >= limit:
+                self._end_term(term, UNRESPONSIVE)
+            else:
+                self._clock.call_at(idle_since + limit, look)
+
+        look()
+
+    def _trouble(self, error: StoreUnavailable, attempt: int, retry_in: float) -> None:
+        self._core.emit(
+            StoreTrouble(self.wish.key, self._clock.now(), str(error), attempt, retry_in)
+        )
+
+    # --- small means ---
+
+    def _request_stop(self, reason: str) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._drive_task is None:
+            self._withdrawn.set()
+            self._set_phase(Phase.WITHDRAWN)
+            return
+        if self.term is not None:
+            self._end_term(self.term, reason)
+        if self.phase in (Phase.IDLE, Phase.CONTENDING):
+            self._drive_task.cancel()
+        self._changed.set()
+
+    def _called_from_work(self, inside: bool) -> bool:
+        """Whether the leader's own code is calling, and its return is all that we may wait for."""
+        work = self._work
+        if work is None or not inside:
+            return False
+        if work.joined:
+            return True
+        # A loop body or block that gives way itself is done with leading.
+        self._end_work()
+        return False
+
+    def _end_work(self) -> None:
+        self._work = None
+        self._work_ended.set()
+
+    async def _released_or_late(self, term: TermBase) -> None:
+        await self._clock.wait_for(asyncio.shield(term.released), term.valid_until)
+
+    def _set_phase(self, phase: Phase) -> None:
+        self.phase = phase
+        self._changed.set()
+
+    async def _next_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()

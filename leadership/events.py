@@ -1,0 +1,155 @@
+"""What happened, as values: hooks get these, one after the other, on a thread of their own.
+
+A hook is any callable that takes an event. It never delays a renewal: events
+are queued, and when a hook is slower than the queue is long the oldest are
+dropped and counted. `log` is the hook that is always there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_logger = logging.getLogger("leadership")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The root of all events.
+
+    Attributes:
+        key: the election or lock, or "" for what concerns the whole store.
+        at: seconds on the store's clock.
+    """
+
+    key: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Campaigning(Event):
+    """The candidate wants to lead, and enters the election."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Elected(Event):
+    """A term began."""
+
+    id: str
+    token: int
+    valid_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class TermEnded(Event):
+    """A term is over, and its work has been told; `reason` says why."""
+
+    id: str
+    token: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released(Event):
+    """The store confirmed that our entry is gone."""
+
+    id: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn(Event):
+    """The candidate's run is over: it no longer contends."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOverran(Event):
+    """The leader's code had not ended when the deadline passed: two may be at work now.
+
+    The fencing token keeps its late writes out, where the resource checks it.
+    """
+
+    id: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderChanged(Event):
+    """A follower was told of another leader; `value` is None for none."""
+
+    value: str | None
+    token: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTrouble(Event):
+    """A request failed; `retry_in` seconds from now it is tried again."""
+
+    error: str
+    attempt: int
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecovered(Event):
+    """The store answers again after `attempts` failures."""
+
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class TtlGranted(Event):
+    """The server granted another ttl than was asked for; the library obeys it."""
+
+    asked: float
+    granted: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRenewed(Event):
+    """A session was confirmed; `round_trip` seconds passed between send and answer."""
+
+    round_trip: float
+    valid_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class NestedElection(Event):
+    """Two elections' keys contain each other, which this backend does not support well."""
+
+    other: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventsDropped(Event):
+    """A hook was too slow; `count` events were not told."""
+
+    count: int
+
+
+Hook = Callable[[Event], None]
+
+_LEVELS: dict[type[Event], int] = {
+    WorkOverran: logging.ERROR,
+    StoreTrouble: logging.WARNING,
+    TtlGranted: logging.WARNING,
+    NestedElection: logging.WARNING,
+    EventsDropped: logging.WARNING,
+    Elected: logging.INFO,
+    TermEnded: logging.INFO,
+    Released: logging.INFO,
+    LeaderChanged: logging.INFO,
+    StoreRecovered: logging.INFO,
+}
+
+
+def log(event: Event) -> None:
+    """The hook that writes each event to the logger `leadership`, with its fields as `extra`."""
+    level = _LEVELS.get(type(event), logging.DEBUG)
+    if _logger.isEnabledFor(level):
+        _logger.log(level, "%s", event, extra={"leadership_event": event})

@@ -1,0 +1,216 @@
+"""Watching, once for all backends: the latest state, kept current through outages.
+
+An observation keeps one state, not a queue: a consumer that is slow, or never
+comes, costs nothing and misses only states that were replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from .errors import StoreUnavailable
+from .events import StoreRecovered, StoreTrouble
+from .retry import Retry, riding_out
+
+if TYPE_CHECKING:
+    from .core import Core
+
+T = TypeVar("T")
+
+
+class Observation(Generic[T]):
+    """Follows one stream of states of a backend; lives on the engine's loop.
+
+    Args:
+        key: for the events.
+        open_stream: opens the backend's stream, whose first state is the present one.
+        retry: how to ride out outages; None: the first one is raised to the consumer.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        key: str,
+        open_stream: Callable[[], AsyncGenerator[T, None]],
+        retry: Retry | None,
+    ) -> None:
+        self._core = core
+        self.clock = core.context.clock
+        self._key = key
+        self._open = open_stream
+        self._retry = retry
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._failures = 0
+        self.leaving: set[asyncio.Future[None]] = set()
+        self.users = 0
+        self.version = 0
+        """How many different states were told; 0: none yet."""
+        self.state: T | None = None
+        self.since = 0.0
+        self.confirmed_at = 0.0
+        self.cut_since: float | None = None
+        """Since when the store does not tell us of changes; None while it does."""
+        self.stopped = False
+        self.error: Exception | None = None
+
+    async def join(self) -> None:
+        """One more consumer: start following with the first."""
+        self._core.check_open()
+        self.users += 1
+        if self._task is None and not self.stopped:
+            self._core.observations.add(self)
+            self._task = asyncio.ensure_future(self._follow())
+
+    async def part(self) -> None:
+        """One consumer less: stop with the last."""
+        self.users -= 1
+        if self.users <= 0:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """End the watch at the store; consumers that wait come to the end of their iteration."""
+        self.stopped = True
+        self._changed.set()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        self._core.observations.discard(self)
+
+    def wake(self) -> None:
+        """Have every consumer look again."""
+        self._changed.set()
+
+    async def next_change(self) -> None:
+        """Wait until something about this observation is different."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _follow(self) -> None:
+        try:
+            await riding_out(
+                self._read_stream,
+                retry=self._retry,
+                clock=self.clock,
+                chance=self._core.context.random,
+                trouble=self._trouble,
+            )
+        except Exception as error:
+            self.error = error
+            self._changed.set()
+
+    async def _read_stream(self) -> None:
+        try:
+            async with contextlib.aclosing(self._open()) as states:
+                async for state in states:
+                    self._take(state)
+            raise StoreUnavailable(f"the watch on {self._key!r} ended; it is opened again")
+        except StoreUnavailable:
+            if self.cut_since is None:
+                self.cut_since = self.clock.now()
+            raise
+
+    def _take(self, state: T) -> None:
+        now = self.clock.now()
+        self.confirmed_at = now
+        if self.cut_since is not None:
+            self.cut_since = None
+            self._changed.set()
+        if self._failures:
+            self._core.emit(StoreRecovered(self._key, now, self._failures))
+            self._failures = 0
+        # After a reconnect the present state is told again: that is no change.
+        if self.version == 0 or state != self.state:
+            self.state = state
+            self.since = now
+            self.version += 1
+            self._changed.set()
+
+    def _trouble(self, error: StoreUnavailable, attempt: int, retry_in: float) -> None:
+        self._failures = attempt
+        self._core.emit(StoreTrouble(self._key, self.clock.now(), str(error), attempt, retry_in))
+        self._changed.set()
+
+
+V = TypeVar("V")
+
+View = Callable[[Observation[T]], "tuple[object, V] | None"]
+"""What a consumer is told of an observation: an identity and a value; None: nothing yet.
+
+The consumer hears of it again only when the identity has changed.
+"""
+
+
+def states(observation: Observation[T]) -> tuple[object, T] | None:
+    """The view of who wants each state as it is."""
+    if observation.version == 0:
+        return None
+    return observation.version, observation.state  # type: ignore[return-value]
+
+
+class Cursor(Generic[T, V]):
+    """One consumer of an observation.
+
+    What was told last is kept by the consumer and handed in, so that a call
+    that was cancelled on its way back has lost nothing.
+
+    Args:
+        patience: seconds that a cut may last before the view is asked again.
+    """
+
+    def __init__(
+        self, observation: Observation[T], view: View[T, V], patience: float | None = None
+    ) -> None:
+        self._observation = observation
+        self._view = view
+        self._patience = patience
+        self._joined = False
+        self._closed = False
+
+    async def next(self, told: object) -> tuple[object, V] | None:
+        """What differs from `told`, as soon as something does; None: the end."""
+        observation = self._observation
+        if not self._joined and not self._closed:
+            self._joined = True
+            await observation.join()
+        while True:
+            if self._closed or observation.stopped:
+                return None
+            if observation.error is not None:
+                raise observation.error
+            seen = self._view(observation)
+            if seen is not None and seen[0] != told:
+                return seen
+            await self._change()
+
+    async def _change(self) -> None:
+        observation = self._observation
+        change = observation.next_change()
+        if self._patience is not None and observation.cut_since is not None:
+            clock = observation.clock
+            over = observation.cut_since + self._patience
+            if clock.now() < over:
+                await clock.wait_for(change, over)
+                return
+        await change
+
+    async def close(self) -> None:
+        """Stop following; a waiting `next` comes to its end."""
+        if self._closed:
+            return
+        self._closed = True
+        self._observation.wake()
+        if self._joined:
+            await self._observation.part()
+
+    def close_soon(self) -> None:
+        """For destructors."""
+        if not self._closed:
+            # The set keeps the task from being collected before it has run.
+            closing = asyncio.ensure_future(self.close())
+            self._observation.leaving.add(closing)
+            closing.add_done_callback(self._observation.leaving.discard)

@@ -1,0 +1,90 @@
+"""Riding out a store's outages: when to try again. tenacity drives, `Retry` decides."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import tenacity
+
+from .clock import Clock
+from .errors import ConfigurationError, StoreUnavailable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Exponential back-off with jitter, without end.
+
+    Args:
+        initial: seconds before the second try, at most.
+        maximum: seconds between two tries, at most.
+        multiplier: how the wait grows.
+    """
+
+    initial: float = 0.1
+    maximum: float = 5.0
+    multiplier: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.initial <= self.maximum and self.multiplier >= 1):
+            raise ConfigurationError(
+                f"{self}: give 0 < initial <= maximum (seconds) and multiplier >= 1"
+            )
+
+    def wait(self, failures: int, chance: random.Random) -> float:
+        """Seconds to wait after so many failures in a row."""
+        # A large exponent overflows a float long after the maximum is reached.
+        ceiling = min(self.maximum, self.initial * self.multiplier ** min(failures - 1, 64))
+        return chance.uniform(ceiling / 2, ceiling)
+
+
+DEFAULT_RETRY = Retry()
+
+Trouble = Callable[[StoreUnavailable, int, float], None]
+"""Is told of each failure: the error, how many in a row, seconds until the next try."""
+
+
+async def riding_out(
+    attempt: Callable[[], Awaitable[T]],
+    *,
+    retry: Retry | None,
+    clock: Clock,
+    chance: random.Random,
+    trouble: Trouble,
+) -> T:
+    """Call `attempt` until it does not raise `StoreUnavailable`; with `retry=None` once."""
+    if retry is None:
+        return await attempt()
+    policy = retry
+    failures = 0
+    begun = clock.now()
+
+    async def timed() -> T:
+        nonlocal begun
+        begun = clock.now()
+        return await attempt()
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        nonlocal failures
+        # An attempt that held for long (a campaign waits for hours) was no
+        # failure to connect: begin again with a short wait.
+        failures = 1 if clock.now() - begun > 2 * policy.maximum else failures + 1
+        return policy.wait(failures, chance)
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        pause = state.next_action.sleep if state.next_action else 0.0
+        assert isinstance(error, StoreUnavailable)
+        trouble(error, failures, pause)
+
+    driver = tenacity.AsyncRetrying(
+        sleep=clock.sleep,
+        wait=wait,
+        retry=tenacity.retry_if_exception_type(StoreUnavailable),
+        before_sleep=tell,
+    )
+    return await driver(timed)
