@@ -69,13 +69,19 @@ class Engine:
                 "a blocking call was made on the library's own thread; "
                 "call from a thread of yours, or use leadership.aio"
             )
-        future = self.submit(work)
         try:
-            return future.result(timeout)
-        except BaseException:
-            # Interrupted or timed out; done already when the work itself raised.
-            future.cancel()
-            raise
+            future = self.submit(work)
+            try:
+                return future.result(timeout)
+            except BaseException:
+                # Interrupted or timed out; done already when the work itself raised.
+                future.cancel()
+                raise
+        finally:
+            if self._closing and threading.current_thread().daemon:
+                # The interpreter is ending, and this thread with it. Nobody is
+                # left to hear how the call went; a traceback would be noise.
+                threading.Event().wait()
 
     def post(self, act: Callable[[], object]) -> None:
         """Have `act` called on the loop; for destructors: never blocks, never raises."""

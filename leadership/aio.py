@@ -281,7 +281,7 @@ class Elections:
 
     async def _next(self, first: bool, former: Candidacy | None) -> bool:
         core, candidacy = self._candidate.core, self._candidacy
-        if candidacy is None:
+        if candidacy is None or self._closed:
             raise StopAsyncIteration
         if first:
             await _on_engine(core, candidacy.begin, former)

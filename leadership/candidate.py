@@ -360,9 +360,9 @@ class Elections:
         """
         core = self._candidate.core
         candidacy = self._candidacy
+        if self._closed:
+            raise StopIteration
         if candidacy is None:
-            if self._closed:
-                raise StopIteration
             candidacy, former = self._candidate._new_candidacy(single=False)
             self._candidacy = candidacy
             inside.enter(candidacy)

@@ -16,6 +16,7 @@ import asyncio
 import functools
 import heapq
 import itertools
+import math
 import sys
 import threading
 import time
@@ -61,6 +62,9 @@ class Clock(ABC):
 
     async def wait_for(self, event: Awaitable[object], until: float) -> bool:
         """Wait for `event`, but not beyond `until` on this clock; whether it came."""
+        if until == math.inf:
+            await event
+            return True
         waiting = asyncio.ensure_future(event)
         pause = asyncio.ensure_future(self.sleep_until(until))
         try:

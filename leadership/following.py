@@ -67,10 +67,10 @@ class Following:
         )
 
     def cursor_of_leaders(self) -> Cursor[Entry | None, Leader]:
-        return Cursor(self._current(), self._view_leader, self.patience)
+        return Cursor(self._current, self._view_leader, self.patience)
 
     def cursor_of_values(self) -> Cursor[Entry | None, str | None]:
-        return Cursor(self._current(), self._view_value, self.patience)
+        return Cursor(self._current, self._view_value, self.patience)
 
     def _current(self) -> Observation[Entry | None]:
         if self._observation.stopped:

@@ -57,7 +57,7 @@ class Observation(Generic[T]):
         self.stopped = False
         self.error: Exception | None = None
 
-    async def join(self) -> None:
+    def join(self) -> None:
         """One more consumer: start following with the first."""
         self._core.check_open()
         self.users += 1
@@ -159,24 +159,31 @@ class Cursor(Generic[T, V]):
     that was cancelled on its way back has lost nothing.
 
     Args:
+        source: the observation to join, asked at the first `next`.
         patience: seconds that a cut may last before the view is asked again.
     """
 
     def __init__(
-        self, observation: Observation[T], view: View[T, V], patience: float | None = None
+        self,
+        source: Callable[[], Observation[T]],
+        view: View[T, V],
+        patience: float | None = None,
     ) -> None:
-        self._observation = observation
+        self._source = source
         self._view = view
         self._patience = patience
-        self._joined = False
+        self._observation: Observation[T] | None = None
         self._closed = False
 
     async def next(self, told: object) -> tuple[object, V] | None:
         """What differs from `told`, as soon as something does; None: the end."""
+        if self._closed:
+            return None
         observation = self._observation
-        if not self._joined and not self._closed:
-            self._joined = True
-            await observation.join()
+        if observation is None:
+            # Taken and joined in one step: nobody's leaving can stop it in between.
+            observation = self._observation = self._source()
+            observation.join()
         while True:
             if self._closed or observation.stopped:
                 return None
@@ -185,10 +192,9 @@ class Cursor(Generic[T, V]):
             seen = self._view(observation)
             if seen is not None and seen[0] != told:
                 return seen
-            await self._change()
+            await self._change(observation)
 
-    async def _change(self) -> None:
-        observation = self._observation
+    async def _change(self, observation: Observation[T]) -> None:
         change = observation.next_change()
         if self._patience is not None and observation.cut_since is not None:
             clock = observation.clock
@@ -203,13 +209,13 @@ class Cursor(Generic[T, V]):
         if self._closed:
             return
         self._closed = True
-        self._observation.wake()
-        if self._joined:
+        if self._observation is not None:
+            self._observation.wake()
             await self._observation.part()
 
     def close_soon(self) -> None:
         """For destructors."""
-        if not self._closed:
+        if not self._closed and self._observation is not None:
             # The set keeps the task from being collected before it has run.
             closing = asyncio.ensure_future(self.close())
             self._observation.leaving.add(closing)

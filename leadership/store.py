@@ -46,7 +46,8 @@ class StoreBase:
         path = checked_key(key)
         backend = self.core.backend
         return Cursor(
-            Observation(self.core, path, lambda: backend.watch(path), DEFAULT_RETRY), states
+            lambda: Observation(self.core, path, lambda: backend.watch(path), DEFAULT_RETRY),
+            states,
         )
 
     def _cursor_of_tree(self, directory: str) -> Cursor[Pairs, Pairs]:
@@ -55,7 +56,8 @@ class StoreBase:
         path = checked_key(directory, root=True)
         backend = self.core.backend
         return Cursor(
-            Observation(self.core, path, lambda: backend.watch_tree(path), DEFAULT_RETRY), states
+            lambda: Observation(self.core, path, lambda: backend.watch_tree(path), DEFAULT_RETRY),
+            states,
         )
 
     def _put(

@@ -1,0 +1,42 @@
+# Each target does its own set-up, on a machine with Python 3.11+, make, and apt or Docker.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+WITH_SERVERS := tests/servers/with_servers.sh
+PYTEST_ARGS ?=
+
+.PHONY: install test demo check clean
+.DEFAULT_GOAL := test
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "leadership needs Python 3.11 or later as $(PYTHON): make PYTHON=/path/to/python3" >&2; \
+	    exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; \
+	    exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --upgrade pip
+	$(RUN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+test: install
+	$(WITH_SERVERS) $(RUN)/python -m pytest $(PYTEST_ARGS)
+
+demo: install
+	$(WITH_SERVERS) $(RUN)/python -m tests.servers.run etcd -- $(RUN)/leadership demo --store '{url}'
+
+check: install
+	$(RUN)/ruff check
+	$(RUN)/ruff format --check
+	$(RUN)/mypy
+
+clean:
+	@if docker info >/dev/null 2>&1; then docker compose down --volumes; fi
+	rm -rf $(VENV) .servers build dist *.egg-info
+	rm -rf .coverage htmlcov .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

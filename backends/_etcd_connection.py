@@ -1,0 +1,314 @@
+"""How the etcd backend reaches its servers: one channel at a time, and one edge for errors.
+
+Every request has a deadline. A server that refuses, or stays silent, is
+abandoned for the next one together with all that still hangs on its channel;
+with a single server a fresh channel takes the place of the old one, so that a
+connection that was cut without a word is not waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+from etcd3 import etcdrpc
+
+from ..clock import Clock
+from ..errors import (
+    AccessDenied,
+    ConfigurationError,
+    SessionLost,
+    StoreError,
+    StoreUnavailable,
+    ValueTooLarge,
+)
+
+# etcd closes connections that ping more often than every 5 s (its default).
+_CHANNEL_OPTIONS = [
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Channels of the same process must not share a dead connection.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+]
+
+_NOT_SENT = "failed to connect to all addresses"
+_OLD_TOKEN = ("invalid auth token", "revision of auth store is old", "user name is empty")
+
+# Published, but not in the types of every release.
+END_OF_STREAM: Any = vars(grpc.aio)["EOF"]
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Credentials:
+    """How to identify ourselves; never shown.
+
+    Attributes:
+        ca, certificate, key: paths of PEM files.
+    """
+
+    tls: bool = False
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    user: str | None = None
+    password: str | None = None
+
+
+class Link:
+    """One channel to one server, and its stubs."""
+
+    def __init__(self, endpoint: str, channel: Any) -> None:
+        self.endpoint = endpoint
+        self.channel = channel
+        self.kv = etcdrpc.KVStub(channel)
+        self.lease = etcdrpc.LeaseStub(channel)
+        self.watch = etcdrpc.WatchStub(channel)
+        self.auth = etcdrpc.AuthStub(channel)
+        self.abandoned = False
+
+
+class Stub(Protocol):
+    """Picks a method of a link."""
+
+    def __call__(self, link: Link) -> Callable[..., Awaitable[Any]]: ...
+
+
+class Connection:
+    """The way to the cluster.
+
+    Args:
+        endpoints: `host:port`, in the order in which they are tried.
+        timeout: seconds that one request may take, fail-over included.
+    """
+
+    def __init__(
+        self, endpoints: tuple[str, ...], credentials: Credentials, timeout: float, clock: Clock
+    ) -> None:
+        self._endpoints = endpoints
+        self._credentials = credentials
+        self._timeout = timeout
+        self._clock = clock
+        self._at = 0
+        self._link: Link | None = None
+        self._token: str | None = None
+        self._authenticating: asyncio.Future[None] | None = None
+        self._closing: set[asyncio.Future[None]] = set()
+        self._closed = False
+        self.on_abandon: Callable[[], None] = lambda: None
+        """Called when the present link was given up: streams on it are void."""
+
+    # --- links ---
+
+    def link(self) -> Link:
+        """The link in use, opened if there is none."""
+        if self._closed:
+            raise StoreUnavailable("this etcd store is closed: make a new one")
+        if self._link is None:
+            endpoint = self._endpoints[self._at % len(self._endpoints)]
+            self._link = Link(endpoint, self._open(endpoint))
+        return self._link
+
+    def _open(self, endpoint: str) -> Any:
+        if not self._credentials.tls:
+            return grpc.aio.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
+        try:
+            secure = grpc.ssl_channel_credentials(
+                _contents(self._credentials.ca),
+                _contents(self._credentials.key),
+                _contents(self._credentials.certificate),
+            )
+        except OSError as error:
+            raise ConfigurationError(f"a TLS file cannot be read: {error}") from error
+        return grpc.aio.secure_channel(endpoint, secure, options=_CHANNEL_OPTIONS)
+
+    def abandon(self, link: Link) -> None:
+        """Give up a link that failed; the next call opens one to the next endpoint."""
+        if link.abandoned:
+            return
+        link.abandoned = True
+        if self._link is link:
+            self._link = None
+            self._at += 1
+            self.on_abandon()
+        closing = asyncio.ensure_future(_close(link.channel))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._link is not None:
+            self.abandon(self._link)
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    # --- requests ---
+
+    async def call(
+        self, stub: Stub, request: Any, *, repeatable: bool, timeout: float | None = None
+    ) -> Any:
+        """Send one request and return its answer.
+
+        Args:
+            repeatable: it may be sent twice (a read, or a write that is
+                guarded): tried on other endpoints as long as there is time.
+                Otherwise only when it surely was not sent.
+            timeout: seconds for all tries together.
+
+        Raises:
+            StoreUnavailable: no answer; a write may or may not have happened.
+            StoreError: the server refused.
+        """
+        limit = self._timeout if timeout is None else timeout
+        deadline = self._clock.now() + limit
+        tries_left = len(self._endpoints)
+        renewed = False
+        while True:
+            remaining = deadline - self._clock.now()
+            share = remaining / tries_left if repeatable else remaining
+            link = self.link()
+            try:
+                metadata = await self._metadata(link, share)
+                return await self._send(stub(link), request, share, metadata)
+            except grpc.aio.AioRpcError as error:
+                if is_old_token(error) and not renewed:
+                    renewed = True
+                    self._token = None
+                    continue
+                failure = translate(error, link.endpoint)
+                not_sent = _NOT_SENT in (error.details() or "")
+            except _Cut as error:
+                failure = StoreUnavailable(f"etcd at {link.endpoint}: {error}")
+                not_sent = False
+            if not isinstance(failure, StoreUnavailable):
+                raise failure
+            if not isinstance(failure, Overloaded):
+                self.abandon(link)
+            tries_left -= 1
+            if tries_left <= 0 or not (repeatable or not_sent) or self._clock.now() >= deadline:
+                raise failure
+
+    async def _send(
+        self, method: Callable[..., Awaitable[Any]], request: Any, timeout: float, meta: Metadata
+    ) -> Any:
+        try:
+            return await method(request, timeout=max(0.001, timeout), metadata=meta)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # A channel that is closed cancels what is still under way on it.
+            raise _Cut("the connection was given up") from None
+        except grpc.aio.UsageError as error:
+            raise _Cut(str(error)) from None
+
+    # --- authentication ---
+
+    async def metadata(self, link: Link) -> Metadata:
+        """What a stream has to be opened with."""
+        try:
+            return (*await self._metadata(link, self._timeout), ("hasleader", "true"))
+        except grpc.aio.AioRpcError as error:
+            raise translate(error, link.endpoint) from None
+        except _Cut as error:
+            raise StoreUnavailable(f"etcd at {link.endpoint}: {error}") from None
+
+    def forget_token(self) -> None:
+        """The server refused the token: get a new one before the next request."""
+        self._token = None
+
+    async def _metadata(self, link: Link, timeout: float) -> Metadata:
+        if self._credentials.user is None:
+            return ()
+        while self._token is None:
+            # One request for all who wait, and nobody's cancellation ends it for the others.
+            if self._authenticating is None:
+                self._authenticating = asyncio.ensure_future(self._authenticate(link, timeout))
+                self._authenticating.add_done_callback(self._authenticated)
+            await asyncio.shield(self._authenticating)
+        return (("token", self._token),) if self._token else ()
+
+    def _authenticated(self, done: asyncio.Future[None]) -> None:
+        self._authenticating = None
+        if not done.cancelled():
+            done.exception()
+
+    async def _authenticate(self, link: Link, timeout: float) -> None:
+        request = etcdrpc.AuthenticateRequest(
+            name=self._credentials.user, password=self._credentials.password or ""
+        )
+        try:
+            answer = await self._send(link.auth.Authenticate, request, timeout, ())
+        except grpc.aio.AioRpcError as error:
+            if "authentication is not enabled" not in (error.details() or ""):
+                raise
+            # Told to log in where nobody has to: the empty token stands for none.
+            self._token = ""
+        else:
+            self._token = answer.token
+
+
+class _Cut(Exception):
+    """The channel was closed under a request: its outcome is unknown."""
+
+
+class Overloaded(StoreUnavailable):
+    """The server answers, but cannot do it now: another channel would not help."""
+
+
+async def _close(channel: Any) -> None:
+    with contextlib.suppress(Exception):
+        await channel.close()
+
+
+def _contents(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def is_old_token(error: grpc.aio.AioRpcError) -> bool:
+    """Whether authenticating anew may help."""
+    details = error.details() or ""
+    return any(words in details for words in _OLD_TOKEN)
+
+
+def translate(error: grpc.aio.AioRpcError, endpoint: str) -> StoreError:
+    """The one edge where gRPC's errors become ours."""
+    code, details = error.code(), error.details() or ""
+    where = f"etcd at {endpoint}"
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        return AccessDenied(
+            f"{where}: {details}; give the user read and write rights on the keys it works with"
+        )
+    if code is grpc.StatusCode.UNAUTHENTICATED or "authentication failed" in details:
+        return AccessDenied(f"{where}: {details}; check user and password")
+    if "user name is empty" in details:
+        return AccessDenied(f"{where} wants a user and password: give both in the address")
+    if "lease not found" in details:
+        return SessionLost(f"{where}: {details}")
+    if "request is too large" in details:
+        return ValueTooLarge(
+            f"{where}: {details}; store large data elsewhere, and its address here"
+        )
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return Overloaded(f"{where}: {details}")
+    if code in (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+    ):
+        return StoreError(f"{where}: {details}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return StoreUnavailable(f"{where} did not answer in time")
+    return StoreUnavailable(f"{where}: {details or code.name}")

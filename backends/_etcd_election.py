@@ -1,0 +1,607 @@
+"""Campaigning on etcd, in the same elections as Go's `concurrency.Election` and `etcdctl elect`.
+
+Every contender puts `<key>/<its lease id in hex>`; the one with the lowest
+create revision leads, and each other watches only the one before it. The
+create revision is the fencing token: etcd's revision is one counter for the
+whole cluster, and survives its restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import grpc
+from etcd3 import etcdrpc
+
+from ..backend import Contender, Context
+from ..errors import ConfigurationError, NotLeader, SessionLost, StoreError, StoreUnavailable
+from ..events import LeaseRenewed, NestedElection, StoreRecovered, StoreTrouble, TtlGranted
+from ..lease import Claim, Lease, claim
+from ..session import Session, SessionPool, Slot
+from ._etcd_connection import END_OF_STREAM, Connection, Link, is_old_token, translate
+from ._etcd_watch import Compacted, Watch, Watches
+
+EVENT_DELETE = 1
+
+_CONTENDER_NAME = re.compile(rb"[0-9a-f]+")
+
+DELETED = "the entry was deleted at the store"
+ENDED = "the store ended the lease"
+
+
+def prefix_of(key: str) -> bytes:
+    return key.encode() + b"/"
+
+
+def end_of(prefix: bytes) -> bytes:
+    """The end of the range of all keys with this prefix, which ends in a slash."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])
+
+
+def is_contender(key: bytes, prefix: bytes) -> bool:
+    """Whether a key is a contender's: a direct child whose name is a lease id.
+
+    Whatever else somebody keeps below the election's key must not block it.
+    """
+    return _CONTENDER_NAME.fullmatch(key, len(prefix)) is not None
+
+
+def created(key: bytes, revision: int) -> Any:
+    """The condition that `key` is still the one created at `revision`; 0: that there is none."""
+    return etcdrpc.Compare(
+        result=etcdrpc.Compare.EQUAL,
+        target=etcdrpc.Compare.CREATE,
+        key=key,
+        create_revision=revision,
+    )
+
+
+def reading(request: Any) -> Any:
+    return etcdrpc.RequestOp(request_range=request)
+
+
+def putting(request: Any) -> Any:
+    return etcdrpc.RequestOp(request_put=request)
+
+
+def deleting(key: bytes) -> Any:
+    return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key))
+
+
+class EtcdSession(Session):
+    """One etcd lease, kept alive on one stream, and proved by reading one of its entries.
+
+    Why an acknowledged keep-alive is not enough: a server may acknowledge a
+    lease whose end is already decided. So each renewal also reads, with
+    quorum, one entry that hangs on the lease; if that stands, the lease did
+    when the read was served, which was after the keep-alive was sent.
+    """
+
+    def __init__(
+        self, connection: Connection, context: Context, asked: float, lease_id: int, ttl: float
+    ) -> None:
+        self._connection = connection
+        self._context = context
+        self._clock = context.clock
+        self.asked = asked
+        self.id = lease_id
+        self.ttl = ttl
+        self.lease = Lease(context.clock, context.max_clock_drift)
+        # Entries that hang on the lease: any of them proves it.
+        self.entries: dict[bytes, EtcdContender] = {}
+        # Ends the watches for entries that may still appear.
+        self.sweeps: list[Callable[[], None]] = []
+        self._stream: tuple[Link, Any] | None = None
+        self._failures = 0
+        self.confirmed = asyncio.Event()
+        self._task = asyncio.ensure_future(self._keep())
+
+    @classmethod
+    async def open(cls, connection: Connection, context: Context, ttl: float) -> EtcdSession:
+        """Grant a lease; what the server granted counts, not what was asked for."""
+        # The lease clock starts before the send: the server's cannot have started earlier.
+        sent_at = context.clock.now()
+        asked = math.ceil(ttl)
+        granted = await connection.call(
+            lambda link: link.lease.LeaseGrant,
+            etcdrpc.LeaseGrantRequest(TTL=asked),
+            repeatable=False,
+        )
+        if granted.error:
+            raise StoreError(f"etcd granted no lease: {granted.error}")
+        session = cls(connection, context, ttl, granted.ID, float(granted.TTL))
+        session.lease.confirm(sent_at, session.ttl)
+        if session.ttl != ttl:
+            if context.strict_ttl:
+                await session.close()
+                raise ConfigurationError(
+                    f"etcd grants a ttl of {granted.TTL} s instead of {ttl:g} s: "
+                    f"ask for {granted.TTL}, or leave strict_ttl out"
+                )
+            context.emit(TtlGranted("", context.clock.now(), ttl, float(granted.TTL)))
+        return session
+
+    async def _keep(self) -> None:
+        """Renew every third of the ttl; when that fails, soon again, on another way."""
+        pause = self.ttl / 3
+        while True:
+            await self._clock.sleep(pause)
+            try:
+                await self._renew()
+            except SessionLost as error:
+                self.lose(f"{ENDED}: {error}")
+                return
+            except StoreError as error:
+                pause = min(1.0, self.ttl / 20)
+                self._failures += 1
+                # Once per outage and then at every tenth try: trouble is told, not poured out.
+                if self._failures % 10 == 1:
+                    self._context.emit(
+                        StoreTrouble("", self._clock.now(), str(error), self._failures, pause)
+                    )
+            else:
+                pause = self.ttl / 3
+                if self._failures:
+                    self._context.emit(StoreRecovered("", self._clock.now(), self._failures))
+                    self._failures = 0
+
+    async def _renew(self) -> None:
+        limit = min(self.ttl / 4, self._context.request_timeout)
+        sent_at = self._clock.now()
+        link, call = await self._open_stream(limit)
+        seconds = await self._ask(link, call, limit)
+        if seconds <= 0:
+            raise SessionLost("it has expired or was revoked")
+        await self._prove(limit)
+        self.lease.confirm(sent_at, seconds)
+        self.confirmed.set()
+        self.confirmed = asyncio.Event()
+        now = self._clock.now()
+        self._context.emit(LeaseRenewed("", now, now - sent_at, self.lease.valid_until))
+
+    async def _open_stream(self, limit: float) -> tuple[Link, Any]:
+        if self._stream is not None and not self._stream[0].abandoned:
+            return self._stream
+        link = self._connection.link()
+        metadata = await self._connection.metadata(link)
+        self._stream = (link, link.lease.LeaseKeepAlive(metadata=metadata))
+        return self._stream
+
+    async def _ask(self, link: Link, call: Any, limit: float) -> float:
+        """One keep-alive. At most one is under way, for answers do not say to which they belong.
+
+        A stream that failed is dropped, and with it whatever was under way.
+        """
+        try:
+            async with asyncio.timeout(limit):
+                await call.write(etcdrpc.LeaseKeepAliveRequest(ID=self.id))
+                answer = await call.read()
+            if answer is END_OF_STREAM or self.id != answer.ID:
+                raise StoreUnavailable(f"etcd at {link.endpoint} ended the keep-alive stream")
+            return float(answer.TTL)
+        except TimeoutError:
+            self._drop_stream()
+            self._connection.abandon(link)
+            raise StoreUnavailable(
+                f"etcd at {link.endpoint} did not renew the lease within {limit:g} s"
+            ) from None
+        except grpc.aio.AioRpcError as error:
+            self._drop_stream()
+            if is_old_token(error):
+                self._connection.forget_token()
+            else:
+                self._connection.abandon(link)
+            raise translate(error, link.endpoint) from None
+        except (grpc.aio.UsageError, asyncio.InvalidStateError, StoreUnavailable) as error:
+            self._drop_stream()
+            raise StoreUnavailable(f"the keep-alive stream was given up: {error}") from None
+        except asyncio.CancelledError:
+            self._drop_stream()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise StoreUnavailable("the keep-alive stream was given up") from None
+
+    def _drop_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream[1].cancel()
+
+    async def _prove(self, limit: float) -> None:
+        """Read one of our entries; if it is gone, find out whether the lease is, or only it."""
+        while self.entries:
+            key, contender = next(iter(self.entries.items()))
+            answer = await self._connection.call(
+                lambda link: link.kv.Range,
+                etcdrpc.RangeRequest(key=key, keys_only=True),
+                repeatable=True,
+                timeout=limit,
+            )
+            if answer.kvs and answer.kvs[0].create_revision == contender.revision:
+                return
+            left = await self._connection.call(
+                lambda link: link.lease.LeaseTimeToLive,
+                etcdrpc.LeaseTimeToLiveRequest(ID=self.id),
+                repeatable=True,
+                timeout=limit,
+            )
+            if left.TTL < 0:
+                raise SessionLost("it has expired or was revoked")
+            # Unless it was removed by ourselves meanwhile, the entry alone is lost.
+            if self.entries.get(key) is contender:
+                del self.entries[key]
+                contender.entry_gone(DELETED)
+
+    def lose(self, reason: str) -> None:
+        """The lease is gone, and with it every entry."""
+        self.lease.end(reason)
+        self.confirmed.set()
+        if self._task is not asyncio.current_task():
+            self._task.cancel()
+        self._drop_stream()
+        for end_sweep in self.sweeps:
+            end_sweep()
+        self.sweeps.clear()
+        for contender in list(self.entries.values()):
+            contender.entry_gone(reason)
+
+    async def close(self) -> None:
+        ended = self.lease.ended is not None
+        self.lose("the session was closed")
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if ended:
+            return
+        # If this fails it lapses by itself: nobody renews it any more.
+        with contextlib.suppress(StoreError):
+            await self._connection.call(
+                lambda link: link.lease.LeaseRevoke,
+                etcdrpc.LeaseRevokeRequest(ID=self.id),
+                repeatable=True,
+                timeout=min(2.0, self._context.request_timeout),
+            )
+
+
+class EtcdContender(Contender):
+    """One candidate's entry in one election."""
+
+    def __init__(
+        self, backend: Election, key: str, value: bytes, ttl: float, own_session: bool
+    ) -> None:
+        self._backend = backend
+        self._key = key
+        self._prefix = prefix_of(key)
+        self._value = value
+        self._slot: Slot[EtcdSession] = backend.sessions.reserve(key, ttl, own_session)
+        self._session: EtcdSession | None = None
+        # Our entry's key and create revision; the revision is 0 while none is known to stand.
+        self.name = b""
+        self.revision = 0
+        # Whether a write may have made an entry that we have not seen.
+        self._unsure = False
+        self._entering: asyncio.Future[Any] | None = None
+        self._guard: Watch | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._lost: Callable[[str], None] | None = None
+        self._told: str | None = None
+
+    # --- to win ---
+
+    async def campaign(self, lost: Callable[[str], None]) -> Claim:
+        self._lost = None
+        while True:
+            session = await self._slot.session()
+            try:
+                won = await self._campaign_on(session)
+            except SessionLost as error:
+                session.lose(f"{ENDED}: {error}")
+                self._forget()
+                self._unsure = False
+                continue
+            if won is not None:
+                self._lost = lost
+                return won
+
+    async def _campaign_on(self, session: EtcdSession) -> Claim | None:
+        """Wait for the lead with one entry; None when that was lost: a new one is needed."""
+        if session is not self._session:
+            self._forget()
+            self._unsure = False
+            self._session = session
+            self.name = self._prefix + f"{session.id:x}".encode()
+        if not self.revision:
+            await self._enter(session)
+        while True:
+            # Before the read, so that what happens after it is not missed.
+            woken = self._wake = asyncio.get_running_loop().create_future()
+            if self._told is not None:
+                break
+            predecessor, revision = await self._look(session)
+            if self._told is not None or not self.revision:
+                break
+            if predecessor is None:
+                if session.lease.is_valid():
+                    # The proof: our own entry, read after the wait, stands and is the first.
+                    return claim(self.revision, session.lease)
+                await self._until_confirmed(session, woken)
+                continue
+            before = self._backend.watches.watch(
+                predecessor,
+                b"",
+                revision + 1,
+                self._predecessor_changed,
+                self._predecessor_unknown,
+            )
+            try:
+                await woken
+            finally:
+                self._backend.watches.cancel(before)
+        self._forget()
+        return None
+
+    async def _enter(self, session: EtcdSession) -> None:
+        """Put our entry, unless an earlier attempt of unknown outcome already did."""
+        if self._entering is None:
+            self._unsure = True
+            self._entering = asyncio.ensure_future(self._put(session))
+        # Cancelling us must not leave a write under way whose outcome nobody
+        # waits for: `leave` does.
+        entering = self._entering
+        try:
+            revision, header = await asyncio.shield(entering)
+        finally:
+            if entering.done():
+                self._entering = None
+        self._unsure = False
+        self.revision = revision
+        self._told = None
+        session.entries[self.name] = self
+        self._guard = self._backend.watches.watch(
+            self.name, b"", header + 1, self._own_changed, self._guard_cut
+        )
+
+    async def _put(self, session: EtcdSession) -> tuple[int, int]:
+        """The create revision of our entry, and the store's revision at that moment."""
+        name = self.name
+        request = etcdrpc.TxnRequest(
+            compare=[created(name, 0)],
+            success=[putting(etcdrpc.PutRequest(key=name, value=self._value, lease=session.id))],
+            failure=[reading(etcdrpc.RangeRequest(key=name))],
+        )
+        # Guarded by its own condition, so it may be sent twice.
+        answer = await self._backend.txn(request)
+        if answer.succeeded:
+            return answer.header.revision, answer.header.revision
+        present = answer.responses[0].response_range.kvs[0]
+        if present.value != self._value:
+            await self._backend.txn(self._rewriting(present.create_revision, self._value, session))
+        return present.create_revision, answer.header.revision
+
+    def _rewriting(self, revision: int, value: bytes, session: EtcdSession) -> Any:
+        return etcdrpc.TxnRequest(
+            compare=[created(self.name, revision)],
+            success=[putting(etcdrpc.PutRequest(key=self.name, value=value, lease=session.id))],
+        )
+
+    async def _look(self, session: EtcdSession) -> tuple[bytes | None, int]:
+        """Who is next before us, or None when we are first; and the revision of that view."""
+        upto, limit = self.revision - 1, 1
+        while True:
+            answer = await self._backend.txn(
+                etcdrpc.TxnRequest(
+                    success=[
+                        reading(etcdrpc.RangeRequest(key=self.name, keys_only=True)),
+                        reading(
+                            etcdrpc.RangeRequest(
+                                key=self._prefix,
+                                range_end=end_of(self._prefix),
+                                max_create_revision=upto,
+                                sort_order=etcdrpc.RangeRequest.DESCEND,
+                                sort_target=etcdrpc.RangeRequest.CREATE,
+                                limit=limit,
+                                keys_only=True,
+                            )
+                        ),
+                    ]
+                )
+            )
+            own, before = (each.response_range for each in answer.responses)
+            if not own.kvs or own.kvs[0].create_revision != self.revision:
+                self.entry_gone(DELETED)
+                return None, answer.header.revision
+            for each in before.kvs:
+                if is_contender(each.key, self._prefix):
+                    return each.key, answer.header.revision
+            if not before.more:
+                return None, answer.header.revision
+            # Only strangers' keys so far: look further back, in larger steps.
+            upto, limit = before.kvs[-1].create_revision - 1, min(1000, limit * 8)
+
+    async def _until_confirmed(self, session: EtcdSession, woken: asyncio.Future[None]) -> None:
+        """We are first, but the lease may have lapsed: only its next renewal makes us leader."""
+        confirmed: asyncio.Future[Any] = asyncio.ensure_future(session.confirmed.wait())
+        try:
+            await asyncio.wait({confirmed, woken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            confirmed.cancel()
+
+    # --- what the watches tell ---
+
+    def _own_changed(self, events: Iterable[Any]) -> None:
+        for event in events:
+            gone = event.type == EVENT_DELETE or event.kv.create_revision != self.revision
+            if gone and event.kv.mod_revision > self.revision:
+                self.entry_gone(DELETED)
+                return
+
+    def _guard_cut(self, error: StoreError) -> None:
+        """A dead stream goes on by itself; one that cannot must be replaced by a read."""
+        if isinstance(error, Compacted) and self.revision:
+            self._backend.spawn(self._guard_anew())
+
+    async def _guard_anew(self) -> None:
+        while self.revision and self._told is None:
+            session = self._session
+            assert session is not None
+            try:
+                answer = await self._backend.connection.call(
+                    lambda link: link.kv.Range,
+                    etcdrpc.RangeRequest(key=self.name, keys_only=True),
+                    repeatable=True,
+                )
+            except StoreError:
+                # The deadline bounds what we may believe meanwhile.
+                await self._backend.context.clock.sleep(min(1.0, session.ttl / 10))
+                continue
+            if not answer.kvs or answer.kvs[0].create_revision != self.revision:
+                self.entry_gone(DELETED)
+            elif self.revision:
+                self._guard = self._backend.watches.watch(
+                    self.name, b"", answer.header.revision + 1, self._own_changed, self._guard_cut
+                )
+            return
+
+    def _predecessor_changed(self, events: Iterable[Any]) -> None:
+        if any(event.type == EVENT_DELETE for event in events):
+            self._look_again()
+
+    def _predecessor_unknown(self, error: StoreError) -> None:
+        if not isinstance(error, StoreUnavailable):
+            self._look_again()
+
+    def _look_again(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def entry_gone(self, reason: str) -> None:
+        """The store says that our entry is over; told once."""
+        if self._told is not None:
+            return
+        self._told = reason
+        self._look_again()
+        if self._lost is not None:
+            lost, self._lost = self._lost, None
+            lost(reason)
+
+    # --- as leader, and after ---
+
+    async def proclaim(self, value: bytes) -> None:
+        session, revision = self._session, self.revision
+        if session is None or not revision or self._told is not None:
+            raise NotLeader(f"our entry for {self._key!r} is gone; campaign again")
+        answer = await self._backend.txn(self._rewriting(revision, value, session))
+        if not answer.succeeded:
+            self.entry_gone(DELETED)
+            raise NotLeader(f"our entry for {self._key!r} is gone; campaign again")
+        self._value = value
+
+    async def leave(self) -> None:
+        self._lost = None
+        if self._entering is not None:
+            # Bounded by the request's own deadline.
+            await asyncio.wait([self._entering])
+            done, self._entering = self._entering, None
+            if done.exception() is None:
+                self.revision, _ = done.result()
+                self._unsure = False
+        session = self._session
+        if session is None or not (self.revision or self._unsure):
+            self._forget()
+            return
+        if session.lease.ended is None:
+            # Nobody else writes below our lease's id, so no condition is
+            # needed, and what an unknown outcome left is removed as well.
+            answer = await self._backend.txn(etcdrpc.TxnRequest(success=[deleting(self.name)]))
+            if self._unsure:
+                self._backend.sweep(session, self.name, answer.header.revision + 1)
+        self._unsure = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """No entry of ours is known to stand any more."""
+        if self._guard is not None:
+            self._backend.watches.cancel(self._guard)
+            self._guard = None
+        if self._session is not None and self._session.entries.get(self.name) is self:
+            del self._session.entries[self.name]
+        self.revision = 0
+        self._told = None
+
+    async def close(self) -> None:
+        self._forget()
+        self._backend.forget(self)
+        await self._backend.sessions.give_back(self._slot, self._key)
+
+
+class Election:
+    """What all contenders of one store share."""
+
+    def __init__(self, connection: Connection, watches: Watches, context: Context) -> None:
+        self.connection = connection
+        self.watches = watches
+        self.context = context
+        self.sessions: SessionPool[EtcdSession] = SessionPool(
+            lambda ttl: asyncio.ensure_future(EtcdSession.open(connection, context, ttl))
+        )
+        self._keys: dict[str, int] = {}
+        self._tasks: set[asyncio.Future[Any]] = set()
+
+    def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> EtcdContender:
+        self._warn_if_nested(key)
+        self._keys[key] = self._keys.get(key, 0) + 1
+        return EtcdContender(self, key, value, ttl, own_session)
+
+    def forget(self, contender: EtcdContender) -> None:
+        key = contender._key
+        self._keys[key] = self._keys.get(key, 1) - 1
+        if self._keys[key] <= 0:
+            del self._keys[key]
+
+    def _warn_if_nested(self, key: str) -> None:
+        if key in self._keys:
+            return
+        parts = key.split("/")
+        above = ("/".join(parts[:n]) for n in range(1, len(parts)))
+        for other in above:
+            if other in self._keys:
+                self.context.emit(NestedElection(key, self.context.clock.now(), other))
+
+    async def txn(self, request: Any) -> Any:
+        """A transaction that may be sent twice, because it names its own entry or only reads."""
+        return await self.connection.call(lambda link: link.kv.Txn, request, repeatable=True)
+
+    def spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def sweep(self, session: EtcdSession, name: bytes, revision: int) -> None:
+        """Remove an entry that a write of unknown outcome may still make, while the lease lives."""
+
+        def appeared(events: Iterable[Any]) -> None:
+            if any(event.type != EVENT_DELETE for event in events) and name not in session.entries:
+                self.spawn(self._remove(session, name))
+
+        watch = self.watches.watch(name, b"", revision, appeared, lambda error: None)
+        session.sweeps.append(lambda: self.watches.cancel(watch))
+
+    async def _remove(self, session: EtcdSession, name: bytes) -> None:
+        while session.lease.ended is None and name not in session.entries:
+            try:
+                await self.txn(etcdrpc.TxnRequest(success=[deleting(name)]))
+            except StoreError:
+                await self.context.clock.sleep(min(1.0, session.ttl / 10))
+            else:
+                return
+
+    async def close(self) -> None:
+        await self.sessions.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))

@@ -1,0 +1,350 @@
+"""etcd 3.4 and later, over gRPC: `etcd://host:2379,host:2379?user=...&ca=...`.
+
+An election at `service/leader` keeps its entries below that key, as
+`service/leader/<lease id in hex>`; `get` of the key itself shows nothing of
+it, `list` shows the entries. Keys of elections must not contain each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any, ClassVar
+
+import msgspec
+from etcd3 import etcdrpc
+
+from ..backend import Address, Backend, Capability, Contender, Context, Entry, KVPair, Pairs
+from ..errors import (
+    AccessDenied,
+    ConfigurationError,
+    KeyExists,
+    KeyModified,
+    StoreError,
+    StoreUnavailable,
+)
+from ..registry import nearest
+from ._etcd_connection import Connection, Credentials
+from ._etcd_election import (
+    EVENT_DELETE,
+    Election,
+    created,
+    deleting,
+    end_of,
+    is_contender,
+    prefix_of,
+    putting,
+)
+from ._etcd_watch import Watches
+
+_ROOM_FOR_THE_REST = 16 * 1024
+
+
+class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What may stand in the address or be given by keyword.
+
+    `ca`, `cert` and `key` are paths of PEM files; any of them, or `tls=true`,
+    switches TLS on.
+    """
+
+    user: str | None = None
+    password: str | None = None
+    tls: bool = False
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+class EtcdBackend(Backend):
+    """etcd's own election idiom, interoperable with Go's `concurrency.Election` and `etcdctl`.
+
+    The server may raise a ttl: it takes none below 1.5 times its election
+    timeout (2 s with its defaults). What it granted is obeyed.
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
+    minimum_ttl: ClassVar[float] = 1.0
+    # etcd's limit for a request is 1.5 MiB, and key and condition are in it.
+    maximum_value_size: ClassVar[float] = 1.5 * 1024 * 1024 - _ROOM_FOR_THE_REST
+    conditions: ClassVar[str] = (
+        "the token grows unless the cluster is restored from an old backup "
+        "without raising its revision (etcdutl snapshot restore --bump-revision)"
+    )
+
+    def __init__(self, address: Address, context: Context) -> None:
+        super().__init__(address, context)
+        options = _checked_options(address)
+        if address.path:
+            raise ConfigurationError(
+                f"etcd:// takes no path, and has {address.path!r}: write it into the keys"
+            )
+        credentials = Credentials(
+            tls=options.tls or any((options.ca, options.cert, options.key)),
+            ca=options.ca,
+            certificate=options.cert,
+            key=options.key,
+            user=options.user,
+            password=options.password,
+        )
+        self._connection = Connection(
+            tuple(_checked_endpoint(each) for each in address.endpoints),
+            credentials,
+            context.request_timeout,
+            context.clock,
+        )
+        if not address.endpoints:
+            raise ConfigurationError("give at least one server: etcd://127.0.0.1:2379")
+        self._watches = Watches(self._connection, context.clock)
+        self._connection.on_abandon = self._watches.interrupt
+        self._election = Election(self._connection, self._watches, context)
+        # The leases of keys put with a ttl, by key: one that is replaced is not left to lapse.
+        self._ttl_leases: dict[str, int] = {}
+
+    async def connect(self) -> None:
+        await self._read(b"leadership/connect")
+
+    async def close(self) -> None:
+        await self._election.close()
+        await self._watches.close()
+        await self._connection.close()
+
+    # --- keys ---
+
+    async def _read(self, key: bytes, **more: Any) -> Any:
+        """A linearizable read: never from a server that lags behind."""
+        return await self._connection.call(
+            lambda link: link.kv.Range, etcdrpc.RangeRequest(key=key, **more), repeatable=True
+        )
+
+    async def _write(self, request: Any) -> Any:
+        """A transaction that must not be sent twice: its answer would be another."""
+        return await self._connection.call(lambda link: link.kv.Txn, request, repeatable=False)
+
+    async def get(self, key: str) -> KVPair | None:
+        answer = await self._read(key.encode())
+        return _pair(answer.kvs[0]) if answer.kvs else None
+
+    async def put(self, key: str, value: bytes, ttl: float | None = None) -> KVPair:
+        return await self._put(key, value, ttl, None)
+
+    async def atomic_put(
+        self, key: str, value: bytes, previous: KVPair | None, ttl: float | None = None
+    ) -> KVPair:
+        name = key.encode()
+        condition = created(name, 0) if previous is None else _unchanged(name, previous)
+        return await self._put(key, value, ttl, condition)
+
+    async def _put(self, key: str, value: bytes, ttl: float | None, condition: Any) -> KVPair:
+        name = key.encode()
+        lease = 0 if ttl is None else await self._grant(ttl)
+        request = etcdrpc.PutRequest(key=name, value=value, lease=lease)
+        answer = await self._write(
+            etcdrpc.TxnRequest(
+                compare=[] if condition is None else [condition], success=[putting(request)]
+            )
+        )
+        if not answer.succeeded:
+            await self._revoke(lease)
+            if condition.target == etcdrpc.Compare.CREATE:
+                raise KeyExists(f"{key!r} is there already: read it and give it as previous")
+            raise KeyModified(f"{key!r} changed or went since it was read: read it again")
+        replaced = self._ttl_leases.pop(key, 0)
+        if lease:
+            self._ttl_leases[key] = lease
+        await self._revoke(replaced)
+        return KVPair(key, value, answer.header.revision)
+
+    async def _grant(self, ttl: float) -> int:
+        granted = await self._connection.call(
+            lambda link: link.lease.LeaseGrant,
+            etcdrpc.LeaseGrantRequest(TTL=math.ceil(ttl)),
+            repeatable=False,
+        )
+        return int(granted.ID)
+
+    async def _revoke(self, lease: int) -> None:
+        """End a lease that nothing hangs on any more; if that fails it lapses by itself."""
+        if not lease:
+            return
+        with contextlib.suppress(StoreError):
+            await self._connection.call(
+                lambda link: link.lease.LeaseRevoke,
+                etcdrpc.LeaseRevokeRequest(ID=lease),
+                repeatable=True,
+            )
+
+    async def delete(self, key: str) -> bool:
+        answer = await self._write(etcdrpc.TxnRequest(success=[deleting(key.encode())]))
+        await self._revoke(self._ttl_leases.pop(key, 0))
+        return bool(answer.responses[0].response_delete_range.deleted)
+
+    async def atomic_delete(self, key: str, previous: KVPair) -> None:
+        name = key.encode()
+        answer = await self._write(
+            etcdrpc.TxnRequest(compare=[_unchanged(name, previous)], success=[deleting(name)])
+        )
+        if not answer.succeeded:
+            raise KeyModified(f"{key!r} changed or went since it was read: read it again")
+        await self._revoke(self._ttl_leases.pop(key, 0))
+
+    async def list(self, directory: str) -> Pairs:
+        answer = await self._read(**_below(directory))
+        return [_pair(each) for each in answer.kvs]
+
+    async def delete_tree(self, directory: str) -> None:
+        below = etcdrpc.RequestOp(
+            request_delete_range=etcdrpc.DeleteRangeRequest(**_below(directory))
+        )
+        await self._election.txn(etcdrpc.TxnRequest(success=[deleting(directory.encode()), below]))
+
+    # --- watches ---
+
+    async def watch(self, key: str) -> AsyncGenerator[KVPair | None, None]:
+        answer = await self._read(key.encode())
+        state = _pair(answer.kvs[0]) if answer.kvs else None
+        async with self._feed(key.encode(), b"", answer.header.revision + 1) as feed:
+            yield state
+            while True:
+                for event in await feed.next():
+                    state = None if event.type == EVENT_DELETE else _pair(event.kv)
+                yield state
+
+    async def watch_tree(self, directory: str) -> AsyncGenerator[Pairs, None]:
+        where = _below(directory)
+        answer = await self._read(**where)
+        pairs = {each.key: _pair(each) for each in answer.kvs}
+        async with self._feed(where["key"], where["range_end"], answer.header.revision + 1) as feed:
+            while True:
+                yield [pairs[name] for name in sorted(pairs)]
+                for event in await feed.next():
+                    if event.type == EVENT_DELETE:
+                        pairs.pop(event.kv.key, None)
+                    else:
+                        pairs[event.kv.key] = _pair(event.kv)
+
+    @contextlib.asynccontextmanager
+    async def _feed(
+        self, key: bytes, range_end: bytes, revision: int
+    ) -> AsyncGenerator[_Feed, None]:
+        feed = _Feed()
+        watch = self._watches.watch(key, range_end, revision, feed.take, feed.cut)
+        try:
+            yield feed
+        finally:
+            self._watches.cancel(watch)
+
+    # --- elections ---
+
+    def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        return self._election.contender(key, value, ttl, own_session)
+
+    async def observe(self, key: str) -> AsyncGenerator[Entry | None, None]:
+        prefix = prefix_of(key)
+        answer = await self._read(prefix, range_end=end_of(prefix))
+        entries = {
+            each.key: Entry(each.value, each.create_revision)
+            for each in answer.kvs
+            if is_contender(each.key, prefix)
+        }
+        told: Entry | None = None
+        first = True
+        async with self._feed(prefix, end_of(prefix), answer.header.revision + 1) as feed:
+            while True:
+                # The lowest create revision leads.
+                leader = min(entries.values(), key=lambda entry: entry.token, default=None)
+                if first or leader != told:
+                    yield leader
+                first, told = False, leader
+                for event in await feed.next():
+                    name = event.kv.key
+                    if event.type == EVENT_DELETE:
+                        entries.pop(name, None)
+                    elif is_contender(name, prefix):
+                        entries[name] = Entry(event.kv.value, event.kv.create_revision)
+
+
+class _Feed:
+    """Hands a watch's events to one consumer, who may be slow."""
+
+    def __init__(self) -> None:
+        self._events: list[Any] = []
+        self._error: StoreError | None = None
+        self._some = asyncio.Event()
+
+    def take(self, events: Iterable[Any]) -> None:
+        self._events.extend(events)
+        self._some.set()
+
+    def cut(self, error: StoreError) -> None:
+        """Told to the consumer, who reads anew: so it is known that we were cut off."""
+        self._error = error
+        self._some.set()
+
+    async def next(self) -> Iterable[Any]:
+        """All events since the last call.
+
+        Raises:
+            StoreUnavailable: the stream died, or cannot go on: read again.
+            StoreError: the store refuses.
+        """
+        await self._some.wait()
+        self._some.clear()
+        if self._error is not None:
+            if isinstance(self._error, (StoreUnavailable, AccessDenied)):
+                raise self._error
+            raise StoreUnavailable(str(self._error))
+        events, self._events = self._events, []
+        return events
+
+
+def _pair(kv: Any) -> KVPair:
+    return KVPair(kv.key.decode(errors="replace"), kv.value, kv.mod_revision)
+
+
+def _unchanged(name: bytes, previous: KVPair) -> Any:
+    return etcdrpc.Compare(
+        result=etcdrpc.Compare.EQUAL,
+        target=etcdrpc.Compare.MOD,
+        key=name,
+        mod_revision=previous.index,
+    )
+
+
+def _below(directory: str) -> dict[str, bytes]:
+    """The range of all descendants; of the root: all keys."""
+    if not directory:
+        return {"key": b"\0", "range_end": b"\0"}
+    prefix = prefix_of(directory)
+    return {"key": prefix, "range_end": end_of(prefix)}
+
+
+def _checked_options(address: Address) -> _Options:
+    known = _Options.__struct_fields__
+    for name in address.options:
+        if name not in known:
+            raise ConfigurationError(f"etcd:// has no option {name!r}: {nearest(name, known)}")
+    try:
+        options = msgspec.convert(dict(address.options), _Options, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"an option of etcd:// does not fit: {error}") from error
+    if (options.cert is None) != (options.key is None):
+        raise ConfigurationError(
+            "a client certificate needs both cert and key (paths of PEM files)"
+        )
+    if options.password is not None and options.user is None:
+        raise ConfigurationError("a password was given without a user")
+    return options
+
+
+def _checked_endpoint(endpoint: str) -> str:
+    """`host:port`, the port 2379 unless given; an IPv6 address in brackets."""
+    host, separator, port = endpoint.rpartition(":")
+    if not separator or endpoint.endswith("]"):
+        host, port = endpoint, "2379"
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigurationError(f"{endpoint!r} is no host:port such as 127.0.0.1:2379")
+    if ":" in host and not host.startswith("["):
+        raise ConfigurationError(f"write the IPv6 address {endpoint!r} as [address]:port")
+    return f"{host}:{port}"

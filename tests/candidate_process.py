@@ -1,0 +1,148 @@
+"""A candidate in a process of its own: what it sees goes out as JSON lines, orders come in.
+
+    python -m tests.candidate_process URL KEY ID TTL
+
+Orders, a line each: resign, stop, check. Every line out carries `at`, the
+machine's CLOCK_BOOTTIME, which all processes share.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from leadership import Candidate, new_store
+from leadership.clock import SystemClock
+from leadership.events import Elected, Event, LeaseRenewed, Released, TermEnded
+
+_CLOCK = SystemClock()
+
+
+def _say(event: str, **fields: Any) -> None:
+    sys.stdout.write(json.dumps({"at": _CLOCK.now(), "event": event, **fields}) + "\n")
+    sys.stdout.flush()
+
+
+def _hook(event: Event) -> None:
+    if isinstance(event, (Elected, TermEnded, Released)):
+        reason = event.reason if isinstance(event, TermEnded) else None
+        _say(type(event).__name__.lower(), token=event.token, when=event.at, reason=reason)
+    elif isinstance(event, LeaseRenewed):
+        _say("renewed", valid_until=event.valid_until)
+
+
+def _obey(candidate: Candidate) -> None:
+    for line in sys.stdin:
+        order = line.strip()
+        if order == "resign":
+            _say("resigned", led=candidate.resign())
+        elif order == "check":
+            term = candidate.term
+            _say("checked", leader=candidate.is_leader(), token=term.token if term else None)
+    candidate.stop()
+
+
+def main() -> None:
+    url, key, name, ttl = sys.argv[1:5]
+    store = new_store(url, hooks=[_hook])
+    candidate = Candidate(store, key, name, ttl=float(ttl))
+    threading.Thread(target=_obey, args=[candidate], daemon=True).start()
+    for elected in candidate.run_for_election():
+        term = candidate.term
+        _say("standing", leader=elected, token=term.token if term and elected else None)
+    store.close()
+    _say("closed")
+
+
+class CandidateProcess:
+    """The same, seen from the test: `wait(event)` for what it says, `order(line)` what it does."""
+
+    def __init__(self, url: str, key: str, name: str, ttl: float) -> None:
+        self.name = name
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.candidate_process", url, key, name, str(ttl)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parent.parent,
+        )
+        self.said: list[dict[str, Any]] = []
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+        self._lines.put("")
+
+    def wait(self, event: str, timeout: float = 20, **fields: Any) -> dict[str, Any]:
+        """The next line with this event and these fields; earlier ones are passed over."""
+        deadline = _CLOCK.now() + timeout
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - _CLOCK.now()))
+            except queue.Empty:
+                raise AssertionError(
+                    f"{self.name} did not say {event} {fields} within {timeout} s: "
+                    f"{self.said[-10:]}"
+                ) from None
+            assert line, f"{self.name} ended before it said {event} {fields}: {self.said[-10:]}"
+            said = json.loads(line)
+            self.said.append(said)
+            if said["event"] == event and all(said[name] == fields[name] for name in fields):
+                return dict(said)
+
+    def order(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> float:
+        """SIGKILL; the moment it was sent."""
+        at = _CLOCK.now()
+        self.process.kill()
+        self.process.wait()
+        return at
+
+    def close(self) -> None:
+        """Have it stop and leave, or else kill it."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+        self._reader.join(10)
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""etcd servers of our own, to be killed, paused, restarted."""
+
+import contextlib
+import functools
+import shutil
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.servers.certificates import make_certificates
+from tests.servers.etcd_client import EtcdClient, User
+from tests.servers.ports import LOOPBACK, free_port, require_free
+from tests.servers.process import ServerProcess
+from tests.servers.programs import program
+from tests.waiting import wait_until
+
+ROOT = User("root", "root-password")
+
+# May read and write below LIMITED_PREFIX, and nothing else.
+LIMITED = User("limited", "limited-password")
+LIMITED_PREFIX = "limited/"
+
+# With etcd's own timing (100 ms and 1 s) no lease is shorter than 2 s; with this, 1 s.
+_FAST_TIMING = ("--heartbeat-interval=50", "--election-timeout=500")
+
+_READY_DEADLINE = 30.0
+
+
+@functools.cache
+def installed_version() -> str:
+    """The version of the etcd program on this machine, e.g. ``3.5.16``."""
+    answer = subprocess.run(
+        [program("etcd"), "--version"], capture_output=True, text=True, check=True
+    )
+    return answer.stdout.splitlines()[0].rpartition(" ")[2]
+
+
+class EtcdServer(EtcdClient):
+    """One etcd process on free loopback ports; the ports and data stay until :meth:`stop`.
+
+    ``fast``: short elections, so that a lease may live 1 s (else 2 s).
+    ``tls``: clients must use TLS; ``client_certificates``: and show a certificate.
+    ``auth``: only :data:`ROOT` and :data:`LIMITED` are let in; ``auth_token_ttl``:
+    seconds after which their token, unused, is forgotten.
+    """
+
+    def __init__(
+        self,
+        *,
+        fast: bool = True,
+        tls: bool = False,
+        client_certificates: bool = False,
+        auth: bool = False,
+        auth_token_ttl: int | None = None,
+        name: str = "etcd",
+    ) -> None:
+        self.name = name
+        self.client_port = free_port()
+        self.peer_port = free_port()
+        self.metrics_port = free_port()
+        super().__init__([f"{LOOPBACK}:{self.client_port}"], f"{LOOPBACK}:{self.metrics_port}")
+        self.version = installed_version()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"leadership-{name}-"))
+        self.initial_cluster = f"{name}={self.peer_url}"
+        self.cluster_token = uuid.uuid4().hex
+        self._options: list[str] = list(_FAST_TIMING) if fast else []
+        self._process = ServerProcess(name, self.folder / "log")
+        self._auth_wanted = auth
+        if auth_token_ttl is not None:
+            self._options.append(f"--auth-token-ttl={auth_token_ttl}")
+        if tls or client_certificates:
+            self.certificates = make_certificates(self.folder / "certificates")
+            self._options += [
+                f"--cert-file={self.certificates.server}",
+                f"--key-file={self.certificates.server_key}",
+                f"--trusted-ca-file={self.certificates.authority}",
+            ]
+        if client_certificates:
+            self._options.append("--client-cert-auth")
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def peer_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.peer_port}"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def log(self) -> Path:
+        return self._process.log
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_running
+
+    @property
+    def is_paused(self) -> bool:
+        return self._process.is_paused
+
+    def start(self) -> None:
+        """Start on the data there is, if any, and return when the server takes writes."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """:meth:`start` without the wait: a cluster's members wait for each other."""
+        if self.is_running:
+            raise RuntimeError(f"{self.name} is running already")
+        for port in (self.client_port, self.peer_port, self.metrics_port):
+            require_free(port)
+        self._process.start(self._command())
+
+    def wait_ready(self, timeout: float = _READY_DEADLINE) -> None:
+        wait_until(self._is_ready, timeout, f"{self.name} ready; its log is {self.log}")
+        if self._auth_wanted and self.user is None:
+            self._enable_auth()
+
+    def start_again(self) -> None:
+        """Start after :meth:`kill` or :meth:`terminate`, on the same data and ports."""
+        self.start()
+
+    def restart(self) -> None:
+        """End in good order and start again, on the same data and ports."""
+        self.terminate()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: the machine has the connections still open, the server does not answer."""
+        self._process.pause()
+
+    def resume(self) -> None:
+        """SIGCONT; returns when the server answers again."""
+        self._process.resume()
+        self.wait_ready()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end. The data stay."""
+        self._process.kill()
+
+    def terminate(self) -> None:
+        """SIGTERM, and wait for the end. The data stay."""
+        self._process.terminate()
+
+    def stop(self) -> None:
+        """End for good: the data go too. Stopping twice is fine."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def has_leader(self) -> bool:
+        return self.is_answering() and self.count("etcd_server_has_leader") == 1
+
+    def is_leader(self) -> bool:
+        return self.is_answering() and self.count("etcd_server_is_leader") == 1
+
+    def is_answering(self) -> bool:
+        return self.is_running and not self.is_paused
+
+    def _is_ready(self) -> bool:
+        self._process.require_running()
+        # Refused, reset, or 503 while there is no leader: all are "not yet".
+        with contextlib.suppress(OSError):
+            # A healthy answer is ours only if our process did not end meanwhile.
+            return '"health":"true"' in self._get("/health") and self.is_running
+        return False
+
+    def _command(self) -> list[str]:
+        client_url = f"{'https' if self.certificates else 'http'}://{self.endpoint}"
+        options = [
+            f"--name={self.name}",
+            f"--data-dir={self.folder / 'data'}",
+            f"--listen-client-urls={client_url}",
+            f"--advertise-client-urls={client_url}",
+            f"--listen-peer-urls={self.peer_url}",
+            f"--initial-advertise-peer-urls={self.peer_url}",
+            f"--listen-metrics-urls=http://{LOOPBACK}:{self.metrics_port}",
+            f"--initial-cluster={self.initial_cluster}",
+            f"--initial-cluster-token={self.cluster_token}",
+            "--logger=zap",
+            "--log-level=warn",
+            *self._options,
+        ]
+        if not self.version.startswith("3.4."):
+            # Killing a process loses nothing that the kernel has, so fsync only costs time.
+            options.append("--unsafe-no-fsync")
+        return [program("etcd"), *options]
+
+    def _enable_auth(self) -> None:
+        for user in (ROOT, LIMITED):
+            role = user.name
+            self.ctl("user", "add", f"{user.name}:{user.password}")
+            self.ctl("role", "add", role)
+            self.ctl("user", "grant-role", user.name, role)
+        allowed = ("--prefix=true", LIMITED.name, "readwrite", LIMITED_PREFIX)
+        self.ctl("role", "grant-permission", *allowed)
+        self.ctl("auth", "enable")
+        self.user = ROOT
+
+
+class EtcdCluster(EtcdClient):
+    """Three members. Kill, pause, restart them through :attr:`members` or :meth:`leader`."""
+
+    def __init__(self, *, fast: bool = True, size: int = 3) -> None:
+        self.members = [EtcdServer(fast=fast, name=f"etcd-{i + 1}") for i in range(size)]
+        endpoints = [member.endpoint for member in self.members]
+        super().__init__(endpoints, f"{LOOPBACK}:{self.members[0].metrics_port}")
+        self.version = self.members[0].version
+        everybody = ",".join(member.initial_cluster for member in self.members)
+        for member in self.members:
+            member.initial_cluster = everybody
+            member.cluster_token = self.members[0].cluster_token
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start every member that is down; return when all take writes."""
+        for member in self.members:
+            if not member.is_running:
+                member.launch()
+        for member in self.members:
+            member.wait_ready()
+
+    def stop(self) -> None:
+        for member in self.members:
+            member.stop()
+
+    def leader(self, timeout: float = _READY_DEADLINE) -> EtcdServer:
+        """The member that leads; waits for an election that is under way."""
+        return wait_until(self._find_leader, timeout, "a leader in the etcd cluster")
+
+    def followers(self) -> list[EtcdServer]:
+        """The members that answer and do not lead."""
+        leader = self.leader()
+        return [m for m in self.members if m is not leader and m.is_answering()]
+
+    def metrics(self) -> dict[str, float]:
+        """Every member's series, added up, as far as the members answer."""
+        total: dict[str, float] = {}
+        for member in self.members:
+            if member.is_answering():
+                for series, value in member.metrics().items():
+                    total[series] = total.get(series, 0.0) + value
+        return total
+
+    def _find_leader(self) -> EtcdServer | None:
+        # One that was paused and resumed may still think it leads: the majority decides.
+        answering = [m for m in self.members if m.is_answering()]
+        leading = [m for m in answering if m.is_leader()]
+        following = [m for m in answering if m.has_leader()]
+        if len(leading) == 1 and len(following) > len(self.members) // 2:
+            return leading[0]
+        return None

@@ -1,0 +1,187 @@
+#!/usr/bin/env bash
+# Put the servers that the tests need into a private folder, from the distribution's own
+# packages, which are only unpacked: nothing is installed system-wide, root is not needed.
+#
+#   install.sh [etcd]...      every known server when none is named
+#
+# Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl}.
+#
+#   LEADERSHIP_SERVERS    FOLDER; default: .servers in the checkout
+#   LEADERSHIP_DEBS       folder of .deb files by suite: looked in first, filled afterwards
+#   LEADERSHIP_MIRROR     base address of a package mirror; default: the one apt uses here
+#   ETCD_SUITES           suites to try, in this order
+set -euo pipefail
+
+known="etcd"
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+say() { printf 'install.sh: %s\n' "$*" >&2; }
+
+distribution() { # distribution FIELD: from os-release
+    # shellcheck disable=SC1091
+    (. /etc/os-release && eval "printf '%s' \"\${$1:-}\"")
+}
+
+if [ "$(distribution ID)" = ubuntu ]; then
+    default_suites="$(distribution VERSION_CODENAME) noble jammy"
+    components="main universe"
+    keyring=/usr/share/keyrings/ubuntu-archive-keyring.gpg
+else
+    default_suites="trixie bookworm"
+    components="main"
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+fi
+ETCD_SUITES=${ETCD_SUITES:-$default_suites}
+
+folder=${LEADERSHIP_SERVERS:-$here/../../.servers}
+mkdir -p "$folder/bin"
+folder=$(cd "$folder" && pwd)
+debs=${LEADERSHIP_DEBS:-$folder/debs}
+
+# --- packages --------------------------------------------------------------------------
+
+mirror() {
+    if [ -n "${LEADERSHIP_MIRROR:-}" ]; then
+        printf '%s\n' "${LEADERSHIP_MIRROR%/}"
+        return
+    fi
+    apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages' |
+        awk '!found && $3 == "main" && $2 !~ /-/ && $1 !~ /security/ {
+                 sub(/\/$/, "", $1); print $1; found = 1
+             }'
+}
+
+# apt with lists of its own and no view of the system: another suite's packages can be
+# had without a trace in this machine's apt.
+private_apt() { # private_apt SUITE ARGUMENT...
+    local state=$folder/apt/$1
+    shift
+    apt-get -q -y \
+        -o Dir::Etc::sourcelist="$state/sources.list" \
+        -o Dir::Etc::sourceparts=/dev/null \
+        -o Dir::Etc::preferences=/dev/null \
+        -o Dir::Etc::preferencesparts=/dev/null \
+        -o Dir::State="$state/state" \
+        -o Dir::State::lists="$state/lists" \
+        -o Dir::State::status="$state/status" \
+        -o Dir::Cache="$state/cache" \
+        -o APT::Sandbox::User="$(id -un)" \
+        -o APT::Default-Release= \
+        -o Acquire::Languages=none \
+        -o Acquire::PDiffs=false \
+        -o Acquire::Retries=3 \
+        -o Acquire::Check-Valid-Until=false \
+        -o Debug::NoLocking=1 "$@"
+}
+
+ready_suite() { # ready_suite SUITE: its package lists are here
+    local suite=$1 state=$folder/apt/$1 base signed=
+    [ -e "$state/updated" ] && return 0
+    base=$(mirror)
+    if [ -z "$base" ]; then
+        say "apt on this machine names no mirror to take packages from; set LEADERSHIP_MIRROR"
+        return 1
+    fi
+    mkdir -p "$state/lists/partial" "$state/cache/archives/partial" "$state/state"
+    : >"$state/status"
+    [ -r "$keyring" ] && signed="[signed-by=$keyring] "
+    printf 'deb %s%s %s %s\n' "$signed" "$base" "$suite" "$components" >"$state/sources.list"
+    # apt-get update exits 0 even when it got no list, so the list itself is the proof.
+    private_apt "$suite" update >"$state/update.log" 2>&1 || true
+    if ! compgen -G "$state/lists/*_Packages*" >/dev/null; then
+        say "no package list of $suite; see $state/update.log"
+        return 1
+    fi
+    touch "$state/updated"
+}
+
+fetch() { # fetch SUITE PACKAGE...: into debs/SUITE
+    local suite=$1 target=$debs/$1 package missing=()
+    shift
+    mkdir -p "$target"
+    for package in "$@"; do
+        compgen -G "$target/${package}_*.deb" >/dev/null || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return 0
+    ready_suite "$suite" || return 1
+    rm -rf "$target/new"
+    mkdir "$target/new"
+    if ! (cd "$target/new" && private_apt "$suite" download "${missing[@]}") \
+        >"$folder/apt/$suite/download.log" 2>&1; then
+        say "no ${missing[*]} from $suite; see $folder/apt/$suite/download.log"
+        # A list that has gone stale names files that are no longer there: ask again next time.
+        rm -f "$folder/apt/$suite/updated"
+        return 1
+    fi
+    mv "$target"/new/*.deb "$target/"
+    rmdir "$target/new"
+}
+
+unpack() { # unpack SUITE NAME PACKAGE...: into FOLDER/NAME, whole or not at all
+    local suite=$1 name=$2 package
+    shift 2
+    rm -rf "$folder/$name.new"
+    mkdir "$folder/$name.new"
+    for package in "$@"; do
+        # shellcheck disable=SC2012
+        dpkg-deb -x "$(ls -t "$debs/$suite/${package}"_*.deb | head -n 1)" "$folder/$name.new" ||
+            return 1
+    done
+    rm -rf "${folder:?}/$name"
+    mv "$folder/$name.new" "$folder/$name"
+}
+
+link() { # link NAME TARGET...: into FOLDER/bin
+    local name=$1 program
+    shift
+    for program in "$@"; do
+        ln -sfn "../$name/$program" "$folder/bin/$(basename "$program")"
+    done
+}
+
+# --- servers ---------------------------------------------------------------------------
+
+version_etcd() { "$folder/bin/etcd" --version 2>/dev/null | sed -n 1p; }
+
+install_etcd() {
+    local suite
+    for suite in $ETCD_SUITES; do
+        if fetch "$suite" etcd-server etcd-client &&
+            unpack "$suite" etcd etcd-server etcd-client; then
+            link etcd usr/bin/etcd usr/bin/etcdctl
+            # A newer suite's program may want a newer libc than this machine has.
+            [ -n "$(version_etcd)" ] && return 0
+        fi
+        say "etcd: not from $suite"
+    done
+    return 1
+}
+
+# ---------------------------------------------------------------------------------------
+
+if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
+    say "this needs apt-get and dpkg-deb; elsewhere use Docker: docker compose up -d --wait"
+    exit 1
+fi
+exec 9>"$folder/lock"
+flock 9
+
+# shellcheck disable=SC2086
+[ $# -gt 0 ] || set -- $known
+status=0
+for server in "$@"; do
+    case " $known " in
+    *" $server "*) ;;
+    *)
+        say "unknown server: $server (known: $known)"
+        exit 2
+        ;;
+    esac
+    [ -n "$("version_$server")" ] || "install_$server" || {
+        say "$server cannot be had"
+        status=1
+        continue
+    }
+    say "$("version_$server")"
+done
+exit $status

@@ -1,0 +1,230 @@
+"""Ctrl-C, forks, and interpreters that end: each in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from leadership._engine import Dispatcher, Engine
+from leadership.events import Event, EventsDropped
+
+pytestmark = pytest.mark.backend("memory")
+
+
+def python(code: str, *, interrupt_at: str | None = None, seconds: float = 30) -> str:
+    """What a program prints; it must end by itself with status 0, in time and in silence."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", "-W", "error", "-c", textwrap.dedent(code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        printed = ""
+        if interrupt_at is not None:
+            assert process.stdout is not None
+            while interrupt_at not in printed:
+                line = process.stdout.readline()
+                assert line, process.communicate()
+                printed += line
+            process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+        with process:
+            pass
+    assert errors == ""
+    assert process.returncode == 0
+    return printed + rest
+
+
+PREPARE = """
+    import os, sys, threading
+    from leadership import *
+    from leadership.errors import *
+    from leadership.events import *
+    seen = []
+    store = new_store("memory://x", hooks=[lambda event: seen.append(type(event).__name__)])
+    candidate = Candidate(store, "key", "a", ttl=60)
+"""
+
+
+def test_ctrl_c_interrupts_each_blocking_call_and_withdraws() -> None:
+    printed = python(
+        PREPARE
+        + """
+    rival = Candidate(store, "key", "b", ttl=60)
+    term = rival.campaign()
+    import signal
+    main = threading.main_thread().ident
+    calls = {
+        "loop": lambda: list(candidate.run_for_election()),
+        "campaign": candidate.campaign,
+        "run": lambda: candidate.run(print),
+        "wait_lost": term.wait_lost,
+        "follow": lambda: list(Follower(store, "key").follow_election()),
+        "nobody": Follower(store, "nobody").wait_for_leader,
+        "acquire": store.lock("key").acquire,
+        "watch": lambda: list(store.watch("key")),
+    }
+    for name, call in calls.items():
+        threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
+        try:
+            call()
+        except KeyboardInterrupt:
+            print("interrupted", name)
+    rival.stop()
+    with candidate.campaign(timeout=5):
+        print("won")
+    """
+    )
+    assert printed.count("interrupted") == 8
+    assert printed.endswith("won\n")
+
+
+def test_a_real_sigint_in_the_loop_withdraws() -> None:
+    printed = python(
+        PREPARE
+        + """
+    try:
+        for elected in candidate.run_for_election():
+            print("leading" if elected else "waiting", flush=True)
+    except KeyboardInterrupt:
+        pass
+    with Candidate(store, "key", "b", ttl=60).campaign(timeout=5):
+        print("another leads")
+    """,
+        interrupt_at="leading",
+    )
+    assert printed.endswith("another leads\n")
+
+
+def test_the_end_of_the_interpreter_resigns_and_does_not_hang() -> None:
+    printed = python(
+        """
+    import atexit
+    names = []
+    # Registered first, so run last: the library has closed by then.
+    atexit.register(lambda: print(*names))
+    """
+        + PREPARE
+        + """
+    store2 = new_store("memory://x", hooks=[lambda event: names.append(type(event).__name__)])
+    Candidate(store2, "key", "b", ttl=60).campaign()
+    """,
+        seconds=10,
+    )
+    assert printed.split()[-2:] == ["Released", "Withdrawn"]
+
+
+def test_threads_that_still_wait_do_not_hold_up_the_end() -> None:
+    python(
+        PREPARE
+        + """
+    term = candidate.campaign()
+    other = Candidate(store, "key", "b", ttl=60)
+    for call in (other.campaign, term.wait_lost, Follower(store, "x").wait_for_leader):
+        threading.Thread(target=call, daemon=True).start()
+    """,
+        seconds=10,
+    )
+
+
+def test_work_that_never_ends_holds_up_the_end_for_two_seconds_at_most() -> None:
+    python(
+        PREPARE
+        + """
+    def work(term):
+        print("working", flush=True)
+        threading.Event().wait()
+    threading.Thread(target=candidate.run, args=[work], daemon=True).start()
+    while not candidate.is_leader():
+        pass
+    """,
+        seconds=10,
+    )
+
+
+def test_a_forked_child_does_not_lead_and_says_what_to_do() -> None:
+    printed = python(
+        PREPARE
+        + """
+    import warnings
+    warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads
+    lock = store.lock("lock", ttl=60)
+    lock.acquire()
+    iterator = Candidate(store, "other", "c", ttl=60).run_for_election()
+    next(iterator), next(iterator)
+    with candidate.campaign() as term:
+        child = os.fork()
+        if child == 0:
+            assert not candidate.is_leader()
+            assert not term.is_valid()
+            assert not lock.is_held()
+            for call in (
+                term.check, lock.check, candidate.campaign, lambda: store.get("k"),
+                lambda: next(iterator), Follower(new_store("memory://y"), "k").leader,
+            ):
+                try:
+                    call()
+                except LeadershipLost as error:
+                    assert "child" in str(error), error
+                except ForkedHandle as error:
+                    assert "make a new store here" in str(error), error
+            # What only closes does nothing, and hurts nothing.
+            candidate.stop(); lock.release(); store.close(); iterator.close()
+            assert candidate.resign() is False
+            with new_store("memory://x") as fresh:
+                with Candidate(fresh, "new", "child", ttl=60).campaign(timeout=5) as mine:
+                    assert mine.is_valid()
+            print("child is well", flush=True)
+            sys.exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert candidate.is_leader() and lock.is_held()
+        store.put("k", b"v")
+        print("parent leads on")
+    """
+    )
+    assert printed == "child is well\nparent leads on\n"
+
+
+def test_a_slow_or_broken_hook_delays_nothing_and_the_loss_is_told() -> None:
+    heard: list[Event] = []
+    let_go = threading.Event()
+
+    def broken(event: Event) -> None:
+        if event.key == "0":
+            raise ZeroDivisionError
+
+    def slow(event: Event) -> None:
+        let_go.wait(20)
+        heard.append(event)
+
+    dispatcher = Dispatcher()
+    many = Dispatcher.LONGEST + 10
+    for number in range(many):
+        dispatcher.tell((broken, slow), Event(str(number), 0.0))
+    let_go.set()
+    dispatcher.drain(60)
+    assert heard[-1] == Event(str(many - 1), 0.0)
+    assert any(isinstance(event, EventsDropped) for event in heard)
+
+
+def test_a_blocking_call_on_the_engines_own_thread_is_refused() -> None:
+    engine = Engine()
+
+    async def nothing() -> None: ...
+
+    async def wrong() -> str:
+        try:
+            engine.call(nothing())
+        except Exception as error:
+            return str(error)
+        return "not refused"
+
+    assert "leadership.aio" in engine.call(wrong())
