@@ -38,6 +38,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
 ]
 
+_AT_ONCE = 64
+
 _NOT_SENT = "failed to connect to all addresses"
 _OLD_TOKEN = ("invalid auth token", "revision of auth store is old", "user name is empty")
 
@@ -74,6 +76,8 @@ class Link:
         self.watch = etcdrpc.WatchStub(channel)
         self.auth = etcdrpc.AuthStub(channel)
         self.abandoned = False
+        # When a server that answers anything was last heard: slow is not dead.
+        self.heard_at = float("-inf")
 
 
 class Stub(Protocol):
@@ -103,6 +107,9 @@ class Connection:
         self._authenticating: asyncio.Future[None] | None = None
         self._closing: set[asyncio.Future[None]] = set()
         self._closed = False
+        # Thousands of requests at once would keep the event loop, and with it
+        # the renewals, waiting. Whoever renews does not queue here.
+        self._room = asyncio.Semaphore(_AT_ONCE)
         self.on_abandon: Callable[[], None] = lambda: None
         """Called when the present link was given up: streams on it are void."""
 
@@ -130,6 +137,11 @@ class Connection:
             raise ConfigurationError(f"a TLS file cannot be read: {error}") from error
         return grpc.aio.secure_channel(endpoint, secure, options=_CHANNEL_OPTIONS)
 
+    def abandon_if_silent(self, link: Link, since: float) -> None:
+        """Give up a link on which nothing at all was heard since a request was sent."""
+        if link.heard_at < since:
+            self.abandon(link)
+
     def abandon(self, link: Link) -> None:
         """Give up a link that failed; the next call opens one to the next endpoint."""
         if link.abandoned:
@@ -152,7 +164,12 @@ class Connection:
 
     # --- requests ---
 
-    async def call(
+    async def call(self, stub: Stub, request: Any, *, repeatable: bool) -> Any:
+        """As `call_now`, after those that came before, where very many are under way."""
+        async with self._room:
+            return await self.call_now(stub, request, repeatable=repeatable)
+
+    async def call_now(
         self, stub: Stub, request: Any, *, repeatable: bool, timeout: float | None = None
     ) -> Any:
         """Send one request and return its answer.
@@ -175,9 +192,12 @@ class Connection:
             remaining = deadline - self._clock.now()
             share = remaining / tries_left if repeatable else remaining
             link = self.link()
+            sent_at = self._clock.now()
             try:
                 metadata = await self._metadata(link, share)
-                return await self._send(stub(link), request, share, metadata)
+                answer = await self._send(stub(link), request, share, metadata)
+                link.heard_at = self._clock.now()
+                return answer
             except grpc.aio.AioRpcError as error:
                 if is_old_token(error) and not renewed:
                     renewed = True
@@ -191,7 +211,7 @@ class Connection:
             if not isinstance(failure, StoreUnavailable):
                 raise failure
             if not isinstance(failure, Overloaded):
-                self.abandon(link)
+                self.abandon_if_silent(link, sent_at)
             tries_left -= 1
             if tries_left <= 0 or not (repeatable or not_sent) or self._clock.now() >= deadline:
                 raise failure

@@ -177,16 +177,18 @@ class EtcdSession(Session):
 
         A stream that failed is dropped, and with it whatever was under way.
         """
+        sent_at = self._clock.now()
         try:
             async with asyncio.timeout(limit):
                 await call.write(etcdrpc.LeaseKeepAliveRequest(ID=self.id))
                 answer = await call.read()
+            link.heard_at = self._clock.now()
             if answer is END_OF_STREAM or self.id != answer.ID:
                 raise StoreUnavailable(f"etcd at {link.endpoint} ended the keep-alive stream")
             return float(answer.TTL)
         except TimeoutError:
             self._drop_stream()
-            self._connection.abandon(link)
+            self._connection.abandon_if_silent(link, sent_at)
             raise StoreUnavailable(
                 f"etcd at {link.endpoint} did not renew the lease within {limit:g} s"
             ) from None
@@ -216,7 +218,7 @@ class EtcdSession(Session):
         """Read one of our entries; if it is gone, find out whether the lease is, or only it."""
         while self.entries:
             key, contender = next(iter(self.entries.items()))
-            answer = await self._connection.call(
+            answer = await self._connection.call_now(
                 lambda link: link.kv.Range,
                 etcdrpc.RangeRequest(key=key, keys_only=True),
                 repeatable=True,
@@ -224,7 +226,7 @@ class EtcdSession(Session):
             )
             if answer.kvs and answer.kvs[0].create_revision == contender.revision:
                 return
-            left = await self._connection.call(
+            left = await self._connection.call_now(
                 lambda link: link.lease.LeaseTimeToLive,
                 etcdrpc.LeaseTimeToLiveRequest(ID=self.id),
                 repeatable=True,
@@ -259,7 +261,7 @@ class EtcdSession(Session):
             return
         # If this fails it lapses by itself: nobody renews it any more.
         with contextlib.suppress(StoreError):
-            await self._connection.call(
+            await self._connection.call_now(
                 lambda link: link.lease.LeaseRevoke,
                 etcdrpc.LeaseRevokeRequest(ID=self.id),
                 repeatable=True,

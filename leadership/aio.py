@@ -50,13 +50,12 @@ class Term(TermBase):
 
     async def wait_lost(self, timeout: float | None = None) -> bool:
         """Return True once the term is over; False when `timeout` seconds passed first."""
-        core = self._candidate.core
-        try:
-            async with asyncio.timeout(checked_timeout(timeout)):
-                await _on_engine(core, self.candidacy.wait_over, self)
-        except TimeoutError:
-            return False
-        return True
+        limit = checked_timeout(timeout)
+        if self.reason is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit):
+                    await _on_engine(self._candidate.core, self.candidacy.wait_over, self)
+        return self.reason is not None
 
     async def resign(self) -> bool:
         """As `Candidate.resign`, but only ever this term; False when it was over already."""

@@ -44,12 +44,11 @@ class Term(TermBase):
         Told at `valid_until - grace` if no renewal was confirmed by then, at
         once when the store says that the term is over, or when we give way.
         """
-        core = self._candidate.core
-        try:
-            core.call_within(checked_timeout(timeout), self.candidacy.wait_over, self)
-        except TimeoutError:
-            return False
-        return True
+        limit = checked_timeout(timeout)
+        if self.reason is None:
+            with contextlib.suppress(TimeoutError):
+                self._candidate.core.call_within(limit, self.candidacy.wait_over, self)
+        return self.reason is not None
 
     def resign(self) -> bool:
         """As `Candidate.resign`, but only ever this term; False when it was over already."""

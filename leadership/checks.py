@@ -82,7 +82,7 @@ def checked_ttl(ttl: Any, backend: Backend) -> float:
 
 
 def checked_timeout(timeout: Any) -> float | None:
-    """A bound on a wait: None for ever, 0 for a single look."""
+    """A bound on a wait in seconds; None for ever."""
     if timeout is None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:

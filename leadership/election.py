@@ -69,6 +69,7 @@ class Work:
 
 
 class Phase(Enum):
+    STARTING = auto()
     IDLE = auto()
     CONTENDING = auto()
     LEADING = auto()
@@ -95,7 +96,7 @@ class Candidacy:
         self._make_term = make_term
         self._single = single
         self.term: TermBase | None = None
-        self.phase = Phase.IDLE
+        self.phase = Phase.STARTING
         self.error: Exception | None = None
         self._handed_over = False
         self._stopping = False
@@ -226,8 +227,7 @@ class Candidacy:
     def cancel(self) -> None:
         """The store is closing and has waited long enough."""
         self._stopping = True
-        if self._drive_task is not None:
-            self._drive_task.cancel()
+        self._interrupt(*Phase)
 
     async def proclaim(self, value: bytes) -> None:
         """Change the value that followers are told.
@@ -257,6 +257,7 @@ class Candidacy:
     async def _drive(self, after: Candidacy | None) -> None:
         wish = self.wish
         try:
+            self._set_phase(Phase.IDLE)
             if after is not None:
                 # At most one entry per candidate: the former run's must be gone.
                 await after._withdrawn.wait()
@@ -432,9 +433,18 @@ class Candidacy:
             return
         if self.term is not None:
             self._end_term(self.term, reason)
-        if self.phase in (Phase.IDLE, Phase.CONTENDING):
-            self._drive_task.cancel()
+        self._interrupt(Phase.IDLE, Phase.CONTENDING)
         self._changed.set()
+
+    def _interrupt(self, *phases: Phase) -> None:
+        """Cancel the drive where it is in one of these phases.
+
+        Never before its first step: a task that is cancelled then does not
+        run at all, not even its clean-up. It sees by itself that it must stop.
+        """
+        if self._drive_task is not None and self.phase is not Phase.STARTING:
+            if self.phase in phases:
+                self._drive_task.cancel()
 
     def _called_from_work(self, inside: bool) -> bool:
         """Whether the leader's own code is calling, and its return is all that we may wait for."""

@@ -1,0 +1,317 @@
+"""What `leadership run` does: a command that runs only while its candidate leads.
+
+The main thread campaigns, starts the command and reaps it. A thread of its
+own, the guard, compares the clock with the term's deadline and ends the
+command in time: it needs no answer of the store, no other thread, and no
+reader of what we tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+
+from .candidate import Candidate, Term
+from .child import Child, adopt_orphans, find_program
+from .clock import Clock
+from .errors import LeadershipError
+from .events import Event, Released, StoreRecovered, StoreTrouble, TtlGranted, WorkOverran
+from .reporting import Reporter
+
+LOST = 3
+"""The exit status with `once`, when the term was over before the command."""
+
+# A wait is measured on a clock that may stand still in suspend, so after a
+# wake-up the guard looks at the right one no later than this.
+_LONGEST_NAP = 0.25
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """The command in one term."""
+
+    child: Child
+    term: Term
+    stopping_since: float | None = None
+    killed: bool = False
+
+
+def default_grace(ttl: float) -> float:
+    """Seconds before the deadline at which the command is told, where none are given."""
+    return min(10.0, ttl / 3)
+
+
+def telling(reporter: Reporter) -> Callable[[Event], None]:
+    """A hook that reports what only the store's events tell."""
+
+    def hook(event: Event) -> None:
+        at, key = event.at, event.key
+        match event:
+            case Released(token=token):
+                reporter.say("released", f"released {key}", key=key, token=token, at=at)
+            case StoreTrouble(error=error, attempt=1):
+                reporter.say("store-trouble", f"store in trouble: {error}", error=error, at=at)
+            case StoreRecovered():
+                reporter.say("store-recovered", "the store answers again", at=at)
+            case TtlGranted(asked=asked, granted=granted):
+                sentence = f"the store granted a ttl of {granted:g} s instead of {asked:g} s"
+                reporter.say("ttl-granted", sentence, asked=asked, granted=granted, at=at)
+            case WorkOverran(token=token):
+                sentence = "the command outlived the deadline: two may be at work now"
+                reporter.say("overran", sentence, key=key, token=token, at=at)
+
+    return hook
+
+
+class Runner:
+    """Runs a command in each term of a candidate.
+
+    Args:
+        candidate: whose `grace` is the same as ours.
+        command: its name and arguments.
+        grace: seconds that the command gets to end, between SIGTERM and SIGKILL.
+        once: end when the first term does, instead of contending again.
+
+    Raises:
+        CannotRunError: there is no such command.
+    """
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        command: Sequence[str],
+        *,
+        grace: float,
+        once: bool,
+        clock: Clock,
+        reporter: Reporter,
+    ) -> None:
+        self._candidate = candidate
+        self._command = list(command)
+        self._file = find_program(self._command[0])
+        self._once = once
+        self._clock = clock
+        self._say = reporter.say
+        self._reporter = reporter
+        # SIGKILL takes a moment to arrive, so it is sent this long before the deadline.
+        self._margin = min(0.5, candidate.ttl / 20)
+        self._grace = max(grace, self._margin)
+        self._drain = grace
+        self._status = 0
+        self._asked = 0
+        self._over = threading.Event()
+        self._job: _Job | None = None
+        # Its `put` may be called by a signal handler at any moment.
+        self._mail: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+
+    def run(self) -> int:
+        """Contend until the command has ended by itself or a signal asks us to stop; the status.
+
+        Call it on the main thread.
+
+        Raises:
+            StoreError: the store refuses.
+            CannotRunError: the command could not be started.
+        """
+        adopt_orphans()
+        guard = threading.Thread(target=self._guard, name="leadership-guard", daemon=True)
+        with self._listening():
+            guard.start()
+            try:
+                self._say_waiting()
+                self._candidate.run(self._work)
+            finally:
+                self._over.set()
+                self._mail.put(None)
+        guard.join()
+        return self._status
+
+    # --- on the main thread ---
+
+    def _work(self, term: Term) -> None:
+        if self._asked or not term.is_valid():
+            return
+        self._say(
+            "elected",
+            f"{term.id} leads {term.key}, token {term.token}",
+            key=term.key,
+            id=term.id,
+            token=term.token,
+            valid_until=term.valid_until,
+            at=term.elected_at,
+        )
+        job = _Job(Child(self._file, self._command, self._environment(term)), term)
+        self._mail.put(functools.partial(self._begin, job))
+        watcher = threading.Thread(
+            target=self._tell_loss, args=[term], name="leadership-loss", daemon=True
+        )
+        watcher.start()
+        status = job.child.wait()
+        by_itself = job.stopping_since is None
+        if not job.child.gone:
+            self._mail.put(functools.partial(self._stop, job, "the command left processes behind"))
+            job.child.wait_group()
+        shown = status if status >= 0 else 128 - status
+        how = f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
+        self._say("ended", f"the command {how}", status=shown, at=self._clock.now())
+        if self._asked:
+            return
+        if by_itself or self._once:
+            self._status = shown if by_itself else LOST
+            # From inside it only requests: the key is released after our return.
+            self._candidate.stop()
+        else:
+            self._say_waiting()
+
+    def _environment(self, term: Term) -> dict[str, str]:
+        return {
+            **os.environ,
+            "LEADERSHIP_KEY": term.key,
+            "LEADERSHIP_ID": term.id,
+            "LEADERSHIP_TOKEN": str(term.token),
+        }
+
+    def _say_waiting(self) -> None:
+        key, name = self._candidate.key, self._candidate.id
+        sentence = f"{name} waits to lead {key}"
+        self._say("waiting", sentence, key=key, id=name, at=self._clock.now())
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Have signals posted to the guard; a handler itself may do next to nothing."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self._mail.put(functools.partial(self._on_signal, signal.Signals(number)))
+
+        def refuse(number: int, frame: FrameType | None) -> None:
+            self._mail.put(self._on_suspend)
+
+        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), ask)
+        handlers[signal.SIGTSTP] = refuse
+        # What was ignored, as under nohup, stays so.
+        before = {
+            number: signal.signal(number, handler)
+            for number, handler in handlers.items()
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+        # If it is ignored, the kernel reaps behind our back.
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # --- on the guard's thread ---
+
+    def _guard(self) -> None:
+        while True:
+            act: Callable[[], None] | None = self._look
+            with contextlib.suppress(queue.Empty):
+                act = self._mail.get(timeout=self._nap())
+            if act is None:
+                return
+            try:
+                act()
+                self._look()
+            except Exception as error:
+                # A command that nobody guards must not go on.
+                self._say("fault", f"internal error: {error!r}", at=self._clock.now())
+                if self._job is not None:
+                    self._kill(self._job)
+
+    def _nap(self) -> float:
+        job = self._job
+        if job is None or job.child.gone:
+            return _LONGEST_NAP
+        return min(max(0.0, self._next_moment(job) - self._clock.now()), _LONGEST_NAP)
+
+    def _next_moment(self, job: _Job) -> float:
+        """When the job must be told, or killed."""
+        until = job.term.valid_until
+        if job.stopping_since is None:
+            return until - self._grace
+        if job.killed:
+            return float("inf")
+        return min(until - self._margin, job.stopping_since + self._drain)
+
+    def _look(self) -> None:
+        job = self._job
+        if job is None or job.child.gone:
+            return
+        if job.stopping_since is None:
+            if job.term.reason is not None:
+                self._stop(job, job.term.reason)
+            elif self._clock.now() >= self._next_moment(job):
+                self._stop(job, "the lease was not renewed in time")
+        if job.stopping_since is not None and self._clock.now() >= self._next_moment(job):
+            self._kill(job)
+
+    def _begin(self, job: _Job) -> None:
+        self._job = job
+        pid = job.child.pid
+        self._say("started", f"the command runs as process {pid}", pid=pid, at=self._clock.now())
+        if self._asked:
+            self._stop(job, "we were asked to stop")
+
+    def _stop(self, job: _Job, reason: str) -> None:
+        if job.stopping_since is None:
+            job.stopping_since = self._clock.now()
+            job.child.signal(signal.SIGTERM)
+            left = max(0.0, self._next_moment(job) - job.stopping_since)
+            sentence = f"{reason}: the command is stopped, and killed in {left:.1f} s"
+            self._say(
+                "stopping",
+                sentence,
+                reason=reason,
+                valid_until=job.term.valid_until,
+                at=job.stopping_since,
+            )
+
+    def _kill(self, job: _Job) -> None:
+        job.killed = True
+        job.child.signal(signal.SIGKILL)
+        self._say("killed", "the command had not ended in time: killed", at=self._clock.now())
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        self._asked += 1
+        job = self._job
+        running = job is not None and not job.child.gone
+        if self._asked == 1:
+            self._status = 128 + number
+            self._say("signal", f"{number.name}: stopping", name=number.name, at=self._clock.now())
+            if job is not None and running:
+                self._stop(job, f"we were sent {number.name}")
+            threading.Thread(target=self._withdraw, name="leadership-withdraw", daemon=True).start()
+        elif job is not None and running:
+            self._kill(job)
+        else:
+            # The store does not answer, and somebody has no patience: the key will lapse.
+            self._say("left", "leaving at once; the key lapses by itself", at=self._clock.now())
+            self._reporter.close(0.5)
+            os._exit(128 + number)
+
+    def _on_suspend(self) -> None:
+        sentence = "not suspended: the command could not be stopped in time (send SIGTERM to end)"
+        self._say("not-suspended", sentence, at=self._clock.now())
+
+    # --- on threads that may wait for the store ---
+
+    def _withdraw(self) -> None:
+        # Again, for the run may not have begun when the signal came.
+        while not self._over.is_set():
+            with contextlib.suppress(LeadershipError):
+                self._candidate.stop()
+            self._over.wait(0.1)
+
+    def _tell_loss(self, term: Term) -> None:
+        with contextlib.suppress(LeadershipError):
+            term.wait_lost()
+        self._mail.put(self._look)
