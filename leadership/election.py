@@ -442,9 +442,9 @@ class Candidacy:
         Never before its first step: a task that is cancelled then does not
         run at all, not even its clean-up. It sees by itself that it must stop.
         """
-        if self._drive_task is not None and self.phase is not Phase.STARTING:
-            if self.phase in phases:
-                self._drive_task.cancel()
+        started = self.phase is not Phase.STARTING
+        if self._drive_task is not None and started and self.phase in phases:
+            self._drive_task.cancel()
 
     def _called_from_work(self, inside: bool) -> bool:
         """Whether the leader's own code is calling, and its return is all that we may wait for."""

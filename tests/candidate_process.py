@@ -21,6 +21,7 @@ from typing import Any, Self
 from leadership import Candidate, new_store
 from leadership.clock import SystemClock
 from leadership.events import Elected, Event, LeaseRenewed, Released, TermEnded
+from tests.waiting import wait_until
 
 _CLOCK = SystemClock()
 
@@ -108,6 +109,19 @@ class CandidateProcess:
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def sleep(self) -> None:
+        """SIGSTOP; returns when every thread of it stands still."""
+        self.process.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+
+        def all_stand_still() -> bool:
+            states = [
+                (each / "stat").read_text().rpartition(") ")[2][0] for each in tasks.iterdir()
+            ]
+            return set(states) == {"T"}
+
+        wait_until(all_stand_still, what="the process to stand still")
 
     def kill(self) -> float:
         """SIGKILL; the moment it was sent."""

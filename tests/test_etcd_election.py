@@ -105,13 +105,13 @@ class TestTwoProcesses:
     ) -> None:
         leader, other = two
         old = leader.wait("standing", leader=True)
-        leader.signal(signal.SIGSTOP)
+        leader.sleep()
         # The order waits in the pipe: it is carried out among the first things after waking.
         leader.order("check")
         new = other.wait("standing", leader=True)
         leader.signal(signal.SIGCONT)
         checked = leader.wait("checked")
-        assert checked["leader"] is False
+        assert checked["leader"] is False, (leader.said[-5:], old, new)
         assert checked["token"] == old["token"] < new["token"]
         leader.wait("standing", leader=False)
         # It queues again, behind the other.
