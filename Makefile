@@ -6,8 +6,9 @@ RUN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: install test demo check clean
+.PHONY: install test demo bench check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -29,6 +30,9 @@ test: install
 
 demo: install
 	$(WITH_SERVERS) $(RUN)/python -m tests.servers.run etcd -- $(RUN)/leadership demo --store '{url}'
+
+bench: install
+	$(WITH_SERVERS) $(RUN)/python -m bench.handover $(BENCH_ARGS)
 
 check: install
 	$(RUN)/ruff check

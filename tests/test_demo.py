@@ -1,0 +1,143 @@
+"""The demo, as a process, on a real etcd: what it shows, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leadership import new_store
+from leadership.demo import Demo
+from leadership.errors import ConfigurationError
+
+from .command import PATIENCE, PROGRAM, Command, environment
+from .servers.etcd_client import EtcdClient
+from .servers.fault_proxy import FaultProxy, Mode
+from .waiting import wait_until
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+
+TTL = 1
+AFTER_KILL = re.compile(r"hand-over after SIGKILL: (\w) leads (\d+\.\d\d) s later")
+AFTER_RESIGN = re.compile(r"hand-over after resign: (\w) leads (\d+\.\d) ms later")
+
+
+def remains(etcd: EtcdClient) -> list[str]:
+    return etcd.ctl("get", "--prefix", "--keys-only", "leadership-demo/").split()
+
+
+def candidates() -> list[str]:
+    """The processes of demos that run now."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if "-m leadership.demo leadership-demo/" in line:
+            found.append(line)
+    return found
+
+
+def demo(etcd: EtcdClient) -> Command:
+    return Command("demo", "--store", etcd.url, "--ttl", str(TTL))
+
+
+def test_it_times_both_hand_overs_and_cleans_up(etcd: EtcdClient) -> None:
+    with demo(etcd) as command:
+        assert command.status() == 0
+        assert command.errors() == []
+        shown = "\n".join(command.lines())
+    after_kill, after_resign = AFTER_KILL.search(shown), AFTER_RESIGN.search(shown)
+    assert after_kill is not None
+    assert after_resign is not None
+    # The ttl counts from the last renewal, a third of it before; and etcd looks twice a second.
+    assert TTL / 2 < float(after_kill[2]) < TTL + 5
+    assert float(after_resign[2]) < 2000
+    tokens = [int(token) for token in re.findall(r"leads, token (\d+)", shown)]
+    assert len(tokens) == 3
+    assert tokens == sorted(set(tokens))
+    leaders = re.findall(r"(\w) \(process \d+\) leads", shown)
+    assert leaders[1:] == [after_kill[1], after_resign[1]]
+    assert len(set(leaders)) == 3
+    assert remains(etcd) == []
+    assert candidates() == []
+
+
+def test_on_a_terminal_it_shows_a_table(etcd: EtcdClient) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, "demo", "--store", etcd.url, "--ttl", str(TTL)],
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(TERM="xterm", COLUMNS="100"),
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while True:
+            shown += os.read(ours, 65536)
+    except OSError:
+        # Linux says so when the last process has closed its end.
+        pass
+    finally:
+        os.close(ours)
+    assert process.wait(PATIENCE) == 0
+    text = shown.decode()
+    assert "standing" in text
+    assert AFTER_KILL.search(text)
+    assert AFTER_RESIGN.search(text)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_leaves_nothing(
+    etcd: EtcdClient, number: signal.Signals, status: int
+) -> None:
+    with demo(etcd) as command:
+        wait_until(lambda: "leads" in command.line(), what="a leader")
+        command.send(number)
+        assert command.status() == status
+        assert remains(etcd) == []
+        assert candidates() == []
+        assert command.errors() == []
+
+
+def test_killed_it_leaves_nothing_either(etcd: EtcdClient) -> None:
+    with demo(etcd) as command:
+        wait_until(lambda: "leads" in command.line(), what="a leader")
+        command.send(signal.SIGKILL)
+        command.status()
+        wait_until(lambda: candidates() == [], PATIENCE, "the candidates' end")
+        assert remains(etcd) == []
+
+
+def test_a_store_that_goes_away_is_a_failure(
+    etcd: EtcdClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("leadership.demo._PATIENCE", 0.5)
+    host, _, port = etcd.endpoints[0].rpartition(":")
+    with FaultProxy(int(port), host) as proxy:
+        url = f"etcd://{proxy.endpoint}"
+        with new_store(url) as store:
+            proxy.set(Mode.RESET)
+            assert Demo(store, url, TTL).run() == 1
+    assert "FAILED: a new leader did not come in time" in capsys.readouterr().out
+
+
+def test_a_candidate_that_fails_is_named(
+    etcd: EtcdClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with new_store(etcd.url) as store:
+        assert Demo(store, "etcd://127.0.0.1:1?color=1", TTL).run() == 1
+    assert "no option 'color'" in capsys.readouterr().out
+
+
+def test_one_processes_memory_is_no_stage_for_three() -> None:
+    with new_store("memory://demo") as store, pytest.raises(ConfigurationError, match="etcd"):
+        Demo(store, "memory://demo", TTL)
