@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any, ClassVar
 
@@ -76,6 +77,8 @@ class EtcdBackend(Backend):
     def __init__(self, address: Address, context: Context) -> None:
         super().__init__(address, context)
         options = _checked_options(address)
+        if not address.endpoints:
+            raise ConfigurationError("give at least one server: etcd://127.0.0.1:2379")
         if address.path:
             raise ConfigurationError(
                 f"etcd:// takes no path, and has {address.path!r}: write it into the keys"
@@ -94,8 +97,6 @@ class EtcdBackend(Backend):
             context.request_timeout,
             context.clock,
         )
-        if not address.endpoints:
-            raise ConfigurationError("give at least one server: etcd://127.0.0.1:2379")
         self._watches = Watches(self._connection, context.clock)
         self._connection.on_abandon = self._watches.interrupt
         self._election = Election(self._connection, self._watches, context)
@@ -333,6 +334,9 @@ def _checked_options(address: Address) -> _Options:
         raise ConfigurationError(
             "a client certificate needs both cert and key (paths of PEM files)"
         )
+    for path in (options.ca, options.cert, options.key):
+        if path is not None and not os.access(path, os.R_OK):
+            raise ConfigurationError(f"the file {path!r} cannot be read: give a readable PEM file")
     if options.password is not None and options.user is None:
         raise ConfigurationError("a password was given without a user")
     return options

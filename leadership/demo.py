@@ -8,6 +8,7 @@ and end of input. So when the director dies the candidates leave too.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -235,8 +236,10 @@ class Demo:
 
 
 def _say(event: str, **fields: Any) -> None:
-    sys.stdout.write(json.dumps({"event": event, "at": _clock.now(), **fields}) + "\n")
-    sys.stdout.flush()
+    line = json.dumps({"event": event, "at": _clock.now(), **fields}) + "\n"
+    # A director that died hears nothing, and that is no reason to leave in disorder.
+    with contextlib.suppress(OSError):
+        os.write(1, line.encode())
 
 
 def _obey(candidate: Candidate) -> None:

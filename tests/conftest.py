@@ -11,6 +11,8 @@ from tests.servers.etcd import EtcdCluster, EtcdServer, installed_version
 from tests.servers.etcd_client import EtcdClient, ExternalEtcd
 from tests.servers.programs import ServerMissingError
 
+pytest_plugins = ["pytester"]
+
 MakeEtcd = Callable[..., EtcdServer]
 
 _BUILT_IN = frozenset({"memory"})

@@ -14,13 +14,18 @@ import pytest
 
 from leadership import Candidate, Follower, Lock, Store, aio, new_store
 from leadership.clock import SystemClock
-from leadership.errors import AccessDenied, LeadershipLost
+from leadership.errors import (
+    AccessDenied,
+    ConfigurationError,
+    LeadershipLost,
+    StoreUnavailable,
+)
 from leadership.events import Elected, Event, LeaseRenewed, NestedElection, TermEnded, TtlGranted
 
 from .candidate_process import CandidateProcess
 from .conftest import MakeEtcd
 from .leaks import footprint
-from .servers.etcd import ROOT, EtcdCluster, EtcdServer
+from .servers.etcd import LIMITED, LIMITED_PREFIX, ROOT, EtcdCluster, EtcdServer
 from .servers.etcd_client import EtcdClient
 from .servers.fault_proxy import FaultProxy
 from .waiting import async_wait_until, wait_until
@@ -501,7 +506,7 @@ class TestManyElections:
         with Candidate(store, f"{key}/b", "b", ttl=2).campaign(timeout=10):
             assert len({name.rpartition("/")[2] for name in entries(etcd, key)}) == 1
         assert stays.wait_lost(3) is False
-        stays.candidacy.term.check()  # type: ignore[union-attr]
+        stays.check()
 
     def test_elections_whose_keys_contain_each_other_are_warned_about(
         self, store: Store, key: str, events: list[Event]
@@ -591,6 +596,66 @@ class TestAuthentication:
         server = make_etcd(auth=True)
         with new_store(server.url) as store, pytest.raises(AccessDenied, match="user and password"):
             store.get(key)
+
+
+class TestTls:
+    def test_client_certificates_are_shown_and_checked(self, make_etcd: MakeEtcd, key: str) -> None:
+        server = make_etcd(client_certificates=True)
+        paths = server.certificates
+        assert paths is not None
+        shown = {"ca": paths.authority, "cert": paths.client, "key": paths.client_key}
+        options = {name: str(path) for name, path in shown.items()}
+        query = "&".join(f"{name}={path}" for name, path in options.items())
+        with new_store(f"{server.url}?{query}") as store:
+            with Candidate(store, key, "a", ttl=5).campaign(timeout=10):
+                assert Follower(store, key).leader() == "a"
+        strange = {**options, "ca": str(paths.stranger_authority)}
+        for wrong in (strange, {"ca": options["ca"]}, {"tls": "true"}, {}):
+            query = "&".join(f"{name}={path}" for name, path in wrong.items())
+            with new_store(f"{server.url}?{query}", request_timeout=1) as store:
+                with pytest.raises(StoreUnavailable):
+                    store.get(key)
+
+    def test_a_file_that_is_missing_is_said_at_construction(self) -> None:
+        with pytest.raises(ConfigurationError, match="cannot be read"):
+            new_store("etcd://127.0.0.1?ca=/nothing.pem")
+
+
+class TestRights:
+    def test_a_user_with_rights_on_its_prefix_can_lead_there_and_not_elsewhere(
+        self, make_etcd: MakeEtcd, key: str
+    ) -> None:
+        server = make_etcd(auth=True)
+        address = f"etcd://{LIMITED.name}:{LIMITED.password}@{server.endpoint}"
+        with new_store(address) as store:
+            with Candidate(store, f"{LIMITED_PREFIX}x", "a", ttl=2).campaign(timeout=10) as term:
+                assert Follower(store, f"{LIMITED_PREFIX}x").leader() == "a"
+                assert term.wait_lost(3) is False
+            with pytest.raises(AccessDenied, match="rights"):
+                Candidate(store, key, "a", ttl=2).campaign(timeout=10)
+            with pytest.raises(AccessDenied, match="rights"):
+                next(store.watch(key))
+
+
+BAD_ADDRESSES = [
+    ("etcd://", "at least one server"),
+    ("etcd://host:port", "no host:port"),
+    ("etcd://host:99999", "no host:port"),
+    ("etcd://::1:2379", "as \\[address\\]:port"),
+    ("etcd://host/path", "takes no path"),
+    ("etcd://host?usr=x", "did you mean 'user'"),
+    ("etcd://host?tls=perhaps", "does not fit"),
+    ("etcd://host?cert=/x", "both cert and key"),
+    ("etcd://host?password=x", "without a user"),
+    ("etc://host", "did you mean 'etcd'"),
+]
+
+
+@pytest.mark.backend("etcd")
+@pytest.mark.parametrize(("address", "says"), BAD_ADDRESSES)
+def test_a_bad_address_fails_at_construction(address: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        new_store(address)
 
 
 def test_a_user_thread_that_holds_the_processor_does_not_lose_the_lease(

@@ -1,0 +1,300 @@
+"""The kit: the groups for locks and elections."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from .backend import Capability
+from .candidate import Candidate, Term
+from .conformance_store import Conformance, eventually
+from .errors import (
+    LeadershipLost,
+    NotLeader,
+    NotSupported,
+)
+from .follower import Follower
+from .following import LeaderState
+from .store import Store
+
+
+class LockConformance(Conformance):
+    needs = frozenset({Capability.LOCK})
+
+    def test_one_holds_it_and_the_next_gets_a_greater_token(
+        self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        mine, theirs = (each.lock(f"{directory}/lock", ttl=30) for each in (store, other))
+        token = mine.acquire(timeout=self.patience)
+        assert mine.token == token
+        assert mine.is_held()
+        assert not theirs.is_held()
+        waiting = threads.submit(theirs.acquire)
+        assert mine.release() is True
+        assert not mine.is_held()
+        assert waiting.result(self.patience) > token
+        assert theirs.release() is True
+
+    def test_waiting_ends_by_time_out_or_release_and_leaves_nothing(
+        self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        mine, theirs = (each.lock(f"{directory}/lock", ttl=30) for each in (store, other))
+        mine.acquire(timeout=self.patience)
+        with pytest.raises(TimeoutError):
+            theirs.acquire(timeout=0.2)
+        waiting = threads.submit(theirs.acquire)
+        eventually(lambda: theirs._candidacy is not None and theirs._candidacy.active, 5, "waiting")
+        assert theirs.release() is False
+        with pytest.raises(NotLeader):
+            waiting.result(self.patience)
+        assert mine.is_held()
+        mine.release()
+        third = other.lock(f"{directory}/lock", ttl=30)
+        assert third.acquire(timeout=self.patience)
+        third.release()
+
+    def test_who_does_not_hold_it_cannot_release_it(
+        self, store: Store, other: Store, directory: str
+    ) -> None:
+        mine, theirs = (each.lock(f"{directory}/lock", ttl=30) for each in (store, other))
+        with mine:
+            assert theirs.release() is False
+            assert mine.is_held()
+            mine.check()
+            with pytest.raises(NotLeader, match="never acquired"):
+                theirs.check()
+        assert mine.release() is False
+        with pytest.raises(LeadershipLost):
+            mine.check()
+
+    def test_the_loss_is_told(self, store: Store, other: Store, directory: str) -> None:
+        if Capability.KV not in store.capabilities:
+            pytest.skip("the backend does not offer kv")
+        lock = store.lock(f"{directory}/lock", ttl=30)
+        token = lock.acquire(timeout=self.patience)
+        assert lock.wait_lost(0) is False
+        other.delete_tree(f"{directory}/lock")
+        assert lock.wait_lost(self.patience) is True
+        assert not lock.is_held()
+        assert lock.acquire(timeout=self.patience) > token
+        lock.release()
+
+    def test_it_is_renewed_for_as_long_as_it_is_held(self, store: Store, directory: str) -> None:
+        with store.lock(f"{directory}/lock", ttl=self.ttl) as lock:
+            assert lock.wait_lost(2.5 * self.ttl) is False
+            assert lock.is_held()
+
+
+class ElectionConformance(Conformance):
+    needs = frozenset({Capability.ELECTION})
+
+    def test_one_leads_and_resigning_hands_over_with_a_greater_token(
+        self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        first, second = (
+            Candidate(each, f"{directory}/key", "x", ttl=30) for each in (store, other)
+        )
+        term = first.campaign(timeout=self.patience)
+        waiting = threads.submit(second.campaign)
+        assert [first.is_leader(), second.is_leader()] == [True, False]
+        assert first.resign() is True
+        assert not first.is_leader()
+        won = waiting.result(self.patience)
+        assert won.token > term.token
+        assert won.is_valid()
+        with pytest.raises(LeadershipLost):
+            term.check()
+        second.stop()
+
+    def test_the_standings_alternate_and_the_tokens_rise(
+        self, store: Store, directory: str
+    ) -> None:
+        candidate = Candidate(store, f"{directory}/key", "x", ttl=30)
+        standings, tokens = [], []
+        for elected in candidate.run_for_election():
+            standings.append(elected)
+            if elected:
+                assert isinstance(candidate.term, Term)
+                tokens.append(candidate.term.token)
+                candidate.resign()
+            if len(tokens) == 3:
+                candidate.stop()
+        assert standings == [False, True] * 3 + [False]
+        assert tokens == sorted(set(tokens))
+
+    def test_many_contend_and_one_leads_at_a_time(
+        self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        leading: list[int] = []
+        tokens: list[int] = []
+
+        def contend(through: Store) -> None:
+            for _ in range(3):
+                candidate = Candidate(through, f"{directory}/key", "x", ttl=30)
+                with candidate.campaign(timeout=10 * self.patience) as term:
+                    leading.append(term.token)
+                    assert leading == [term.token], "two lead at once"
+                    tokens.append(term.token)
+                    leading.clear()
+
+        for done in [threads.submit(contend, each) for each in (store, other) * 3]:
+            done.result(10 * self.patience)
+        assert tokens == sorted(set(tokens))
+        assert len(tokens) == 18
+
+    def test_candidates_and_a_lock_of_one_store_are_contenders_each(
+        self, store: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        first, second = (Candidate(store, f"{directory}/key", name, ttl=30) for name in "ab")
+        first.campaign(timeout=self.patience)
+        waits = threads.submit(second.campaign)
+        assert not second.is_leader()
+        first.stop()
+        waits.result(self.patience)
+        if Capability.LOCK in store.capabilities:
+            lock = store.lock(f"{directory}/key", ttl=30)
+            with pytest.raises(TimeoutError):
+                lock.acquire(timeout=0.2)
+            second.stop()
+            assert lock.acquire(timeout=self.patience)
+            lock.release()
+
+    def test_a_stop_while_waiting_leaves_no_entry(
+        self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        leader, waiting = (
+            Candidate(each, f"{directory}/key", "x", ttl=30) for each in (store, other)
+        )
+        leader.campaign(timeout=self.patience)
+        loop = threads.submit(lambda: list(waiting.run_for_election()))
+        eventually(lambda: waiting._candidacy is not None, 5, "the start")
+        waiting.stop()
+        assert loop.result(self.patience) == [False]
+        leader.stop()
+        if Capability.KV in store.capabilities:
+            assert store.list(f"{directory}/key") == []
+            assert store.get(f"{directory}/key") is None
+
+    def test_who_leads_is_renewed(self, store: Store, directory: str) -> None:
+        with Candidate(store, f"{directory}/key", "x", ttl=self.ttl).campaign() as term:
+            before = term.valid_until
+            assert term.wait_lost(2.5 * self.ttl) is False
+            assert term.valid_until > before
+            assert term.remaining() > 0
+
+    def test_followers_are_told_who_leads_and_when_nobody_does(
+        self, store: Store, other: Store, directory: str
+    ) -> None:
+        follower = Follower(other, f"{directory}/key")
+        assert follower.leader() is None
+        candidate = Candidate(store, f"{directory}/key", "id", ttl=30, value="10.0.0.1:80")
+        with follower.follow_election() as leaders, follower.observe() as observed:
+            assert next(leaders) is None
+            assert next(observed).state is LeaderState.NONE
+            term = candidate.campaign(timeout=self.patience)
+            assert next(leaders) == "10.0.0.1:80"
+            known = next(observed)
+            assert (known.value, known.state) == ("10.0.0.1:80", LeaderState.KNOWN)
+            assert known.token == term.token
+            candidate.proclaim("10.0.0.2:80")
+            assert next(leaders) == "10.0.0.2:80"
+            assert follower.wait_for_leader(timeout=self.patience) == "10.0.0.2:80"
+            assert follower.leader(max_age=0) == "10.0.0.2:80"
+            assert term.is_valid()
+            candidate.resign()
+            assert next(leaders) is None
+        candidate.stop()
+        with pytest.raises(NotLeader):
+            candidate.proclaim("late")
+
+    def test_stopping_a_follower_ends_its_loops(
+        self, store: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        follower = Follower(store, f"{directory}/key")
+        leaders = follower.follow_election()
+        next(leaders)
+        loop = threads.submit(lambda: list(leaders))
+        follower.stop()
+        follower.stop()
+        assert loop.result(self.patience) == []
+
+    def test_a_deleted_entry_is_told_and_the_next_term_has_a_greater_token(
+        self, store: Store, other: Store, directory: str
+    ) -> None:
+        if Capability.KV not in store.capabilities:
+            pytest.skip("the backend does not offer kv")
+        candidate = Candidate(store, f"{directory}/key", "x", ttl=30)
+        with candidate.run_for_election() as standings:
+            assert [next(standings), next(standings)] == [False, True]
+            term = candidate.term
+            assert term is not None
+            other.delete_tree(f"{directory}/key")
+            assert term.wait_lost(self.patience)
+            assert [next(standings), next(standings)] == [False, True]
+            assert candidate.term is not None
+            assert candidate.term.token > term.token
+
+    def test_a_capability_that_is_missing_refuses_the_candidate(
+        self, store: Store, directory: str
+    ) -> None:
+        lacking = set(Capability) - store.capabilities
+        for capability in lacking:
+            with pytest.raises(NotSupported, match=capability):
+                Candidate(store, f"{directory}/key", "x", ttl=30, require={capability})
+        Candidate(store, f"{directory}/key", "x", ttl=30, require=store.capabilities)
+
+
+class QueueConformance(Conformance):
+    needs = frozenset({Capability.ELECTION, Capability.FIFO})
+
+    def test_who_waits_longest_leads_next(
+        self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        names = "abcde"
+        key = f"{directory}/key"
+        candidates = [
+            Candidate(each, key, name, ttl=30)
+            for each, name in zip([store, other] * 3, names, strict=False)
+        ]
+        candidates[0].campaign(timeout=self.patience)
+        waits = []
+        for position, candidate in enumerate(candidates[1:], start=2):
+            waits.append(threads.submit(candidate.campaign))
+
+            def entered(position: int = position) -> bool:
+                return len(store.list(key)) == position
+
+            eventually(entered, self.patience, "one more entry")
+        led = []
+        with Follower(store, key).follow_election() as leaders:
+            for candidate in candidates:
+                led.append(next(leaders))
+                candidate.stop()
+        assert led == list(names)
+        for wait in waits:
+            wait.result(self.patience)
+
+
+class ClosingConformance(Conformance):
+    def test_closing_the_store_leaves_nothing_behind(self, store: Store, directory: str) -> None:
+        def cycle() -> None:
+            opened = self.make_store()
+            if Capability.ELECTION in opened.capabilities:
+                candidate = Candidate(opened, f"{directory}/key", "x", ttl=30)
+                candidate.campaign(timeout=self.patience)
+                next(Follower(opened, f"{directory}/key").follow_election())
+            if Capability.LOCK in opened.capabilities:
+                opened.lock(f"{directory}/lock", ttl=30).acquire(timeout=self.patience)
+            if Capability.WATCH in opened.capabilities:
+                next(opened.watch(f"{directory}/watched"))
+            opened.close()
+
+        cycle()
+        before = threading.active_count()
+        for _ in range(3):
+            cycle()
+        eventually(lambda: threading.active_count() <= before, self.patience, "threads to end")
+        if Capability.KV in store.capabilities:
+            assert store.list(directory) == []
