@@ -13,6 +13,7 @@ its `maxslewrate` setting, or raise `max_clock_drift`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import heapq
 import itertools
@@ -61,7 +62,11 @@ class Clock(ABC):
         await self.sleep_until(self.now() + seconds)
 
     async def wait_for(self, event: Awaitable[object], until: float) -> bool:
-        """Wait for `event`, but not beyond `until` on this clock; whether it came."""
+        """Wait for `event`, but not beyond `until` on this clock; whether it came.
+
+        What `event` raises is raised. One that did not come is cancelled, and
+        has ended when this returns.
+        """
         if until == math.inf:
             await event
             return True
@@ -69,10 +74,14 @@ class Clock(ABC):
         pause = asyncio.ensure_future(self.sleep_until(until))
         try:
             await asyncio.wait({waiting, pause}, return_when=asyncio.FIRST_COMPLETED)
-            return waiting.done()
+            if waiting.done():
+                await waiting
+                return True
+            return False
         finally:
             waiting.cancel()
             pause.cancel()
+            await asyncio.gather(waiting, pause, return_exceptions=True)
 
 
 if hasattr(time, "CLOCK_BOOTTIME"):
@@ -180,5 +189,6 @@ class ManualClock(Clock):
             while self._timers and self._timers[0][0] <= self._now:
                 due.append(heapq.heappop(self._timers)[2])
         for timer in due:
-            if not timer.loop.is_closed():
+            # A loop that was closed meanwhile has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
                 timer.loop.call_soon_threadsafe(timer.run)

@@ -269,12 +269,12 @@ class QueueConformance(Conformance):
             eventually(entered, self.patience, "one more entry")
         led = []
         with Follower(store, key).follow_election() as leaders:
-            for candidate in candidates:
+            for candidate, won in zip(candidates, [None, *waits], strict=True):
                 led.append(next(leaders))
+                if won is not None:
+                    won.result(self.patience)
                 candidate.stop()
         assert led == list(names)
-        for wait in waits:
-            wait.result(self.patience)
 
 
 class ClosingConformance(Conformance):

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 import msgspec
 
 from .backend import Backend, Contender, Entry, KVPair
-from .errors import KeyExists, KeyModified, NotLeader, StoreUnavailable
+from .errors import KeyExists, KeyModified, NotLeader, StoreError, StoreUnavailable
 from .lease import Claim, Lease, claim
 
 DELETED = "the entry was deleted at the store"
@@ -78,6 +78,8 @@ class CompareAndSwapContender(Contender):
         self._yield_until = float("-inf")
 
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
+        # The caller may not have taken an earlier claim, as one that came too late.
+        await self._stop_tasks()
         await self._give_others_a_chance()
         async with contextlib.aclosing(self._backend.watch(self._key)) as states:
             async for pair in states:
@@ -99,16 +101,9 @@ class CompareAndSwapContender(Contender):
         Without a queue at the store the one that resigned is the first to see
         the key free, and would win straight back.
         """
-        remaining = self._yield_until - self._clock.now()
-        if remaining <= 0:
-            return
-        with contextlib.suppress(TimeoutError, StoreUnavailable):
-            another = asyncio.ensure_future(self._see_another())
-            pause = asyncio.ensure_future(self._clock.sleep(remaining))
-            try:
-                await asyncio.wait({another, pause}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                await _cancel_and_wait([another, pause])
+        if self._clock.now() < self._yield_until:
+            with contextlib.suppress(StoreUnavailable):
+                await self._clock.wait_for(self._see_another(), self._yield_until)
         self._yield_until = float("-inf")
 
     async def _see_another(self) -> None:
@@ -118,7 +113,10 @@ class CompareAndSwapContender(Contender):
                     return
 
     async def _create(self) -> tuple[KVPair, Envelope] | None:
-        self._nonce = f"{self._backend.context.random.getrandbits(64):016x}"
+        if self._nonce is None:
+            self._nonce = f"{self._backend.context.random.getrandbits(64):016x}"
+        # Else the outcome of an earlier attempt is not known, and it may still
+        # arrive: by the same nonce whichever comes first is known as ours.
         envelope = Envelope(self._value, self._nonce)
         self._sent_at = self._clock.now()
         try:
@@ -165,9 +163,8 @@ class CompareAndSwapContender(Contender):
             KeyModified: it is no longer there, or not ours.
         """
         async with self._writing:
-            assert self._pair is not None
-            assert self._lease is not None
-            assert self._nonce is not None
+            if self._pair is None or self._lease is None or self._nonce is None:
+                raise KeyModified(DELETED)
             envelope = Envelope(self._value, self._nonce, self._token)
             for retried in (False, True):
                 sent_at = self._clock.now()
@@ -176,29 +173,35 @@ class CompareAndSwapContender(Contender):
                         self._key, msgspec.json.encode(envelope), self._pair, self._ttl
                     )
                     break
-                except KeyModified:
+                except KeyModified as error:
                     # Perhaps by ourselves: an earlier write whose answer never came.
                     present = await self._backend.get(self._key)
                     seen = unseal(present)
-                    if retried or present is None or seen is None or seen.nonce != self._nonce:
-                        raise
+                    if present is None:
+                        raise KeyModified(DELETED) from error
+                    if retried or seen is None or seen.nonce != self._nonce:
+                        raise KeyModified(REPLACED) from error
                     self._pair = present
             self._lease.confirm(sent_at, self._ttl)
 
     async def _renew(self, lease: Lease, tell: Callable[[str], None]) -> None:
+        pause = self._ttl / 3
         while True:
-            await self._clock.sleep(self._ttl / 3)
+            await self._clock.sleep(pause)
             try:
                 await self._rewrite()
-            except KeyModified:
-                tell(REPLACED)
+            except KeyModified as error:
+                tell(str(error))
                 return
-            except StoreUnavailable:
-                continue
+            except StoreError:
+                # Whatever it is, the lease's deadline tells it; until then try on.
+                pause = self._ttl / 10
+            else:
+                pause = self._ttl / 3
 
     async def _guard(self, tell: Callable[[str], None]) -> None:
         while True:
-            with contextlib.suppress(StoreUnavailable):
+            with contextlib.suppress(StoreError):
                 async with contextlib.aclosing(self._backend.watch(self._key)) as states:
                     async for pair in states:
                         envelope = unseal(pair)
@@ -216,9 +219,7 @@ class CompareAndSwapContender(Contender):
             raise NotLeader(f"{self._key!r} is led by another now; campaign again") from error
 
     async def leave(self) -> None:
-        tasks, self._tasks = self._tasks, []
-        led = bool(tasks)
-        await _cancel_and_wait(tasks)
+        await self._stop_tasks()
         while self._nonce is not None:
             present = await self._backend.get(self._key)
             seen = unseal(present)
@@ -228,17 +229,16 @@ class CompareAndSwapContender(Contender):
             with contextlib.suppress(KeyModified):
                 await self._backend.atomic_delete(self._key, present)
                 self._nonce = None
-        self._pair = None
-        if led:
+        if self._pair is not None:
+            # We led, perhaps some failed attempts at leaving ago.
             self._yield_until = self._clock.now() + min(1.0, self._ttl / 4)
+            self._pair = None
 
     async def close(self) -> None:
+        await self._stop_tasks()
+
+    async def _stop_tasks(self) -> None:
         tasks, self._tasks = self._tasks, []
-        await _cancel_and_wait(tasks)
-
-
-async def _cancel_and_wait(tasks: list[asyncio.Task[None]] | list[asyncio.Future[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -242,11 +242,13 @@ def _say(event: str, **fields: Any) -> None:
         os.write(1, line.encode())
 
 
-def _obey(candidate: Candidate) -> None:
+def _obey(candidate: Candidate, leaving: threading.Event) -> None:
     for line in sys.stdin:
         if line.strip() == "resign":
             _say("resigning")
             candidate.resign()
+    # For a run that has not begun yet a stop means nothing.
+    leaving.set()
     candidate.stop()
 
 
@@ -260,8 +262,11 @@ def _candidate(key: str, name: str, ttl: str) -> None:
     try:
         with new_store(os.environ["LEADERSHIP_STORE"], hooks=[hook]) as store:
             candidate = Candidate(store, key, name, float(ttl))
-            threading.Thread(target=_obey, args=[candidate], daemon=True).start()
+            leaving = threading.Event()
+            threading.Thread(target=_obey, args=[candidate, leaving], daemon=True).start()
             for elected in candidate.run_for_election():
+                if leaving.is_set():
+                    break
                 term = candidate.term
                 if elected and term is not None:
                     _say("leads", token=term.token)

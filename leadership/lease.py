@@ -99,30 +99,42 @@ class Lease:
         self._watchers.add(watcher)
         if generation != self.generation or self.valid_until - grace < self._timer_at:
             self._look()
-        return lambda: self._watchers.discard(watcher)
+        return lambda: self._unwatch(watcher)
+
+    def _unwatch(self, watcher: _Watcher) -> None:
+        self._watchers.discard(watcher)
+        if not self._watchers:
+            self._stop_timer()
 
     def _look(self) -> None:
         """Tell those whose time has come, and set the timer for the next."""
         now = self._clock.now()
         generation, until = self.state
         for watcher in list(self._watchers):
-            if watcher.generation != generation or now >= until - watcher.grace:
+            # A callback may take other watches back, or end the lease and so tell them.
+            due = watcher.generation != generation or now >= until - watcher.grace
+            if due and watcher in self._watchers:
                 self._watchers.discard(watcher)
                 watcher.callback(self.ended or LAPSED)
         if not self._watchers:
+            self._stop_timer()
             return
         next_at = until - max(watcher.grace for watcher in self._watchers)
         # A timer that is already set for an earlier moment may stand: a renewal
         # need not touch it, it looks again and moves on.
         if self._timer is None or next_at < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
+            self._stop_timer()
             self._timer_at = next_at
             self._timer = self._clock.call_at(next_at, self._on_timer)
 
-    def _on_timer(self) -> None:
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = None
         self._timer_at = math.inf
+
+    def _on_timer(self) -> None:
+        self._stop_timer()
         self._look()
 
 
