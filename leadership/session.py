@@ -14,11 +14,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from .errors import HandleClosed
 from .lease import Lease
 
 
 class Session(ABC):
-    """One lease or session at the server, kept alive by its own task until closed."""
+    """One lease or session at the server, kept alive by its own task until closed.
+
+    One whose lease has ended has stopped all that by itself: it may be closed
+    or just dropped.
+    """
 
     lease: Lease
 
@@ -37,6 +42,7 @@ class Slot(Generic[S]):
         self._open = open_session
         self._opening: asyncio.Future[S] | None = None
         self._session: S | None = None
+        self._closed = False
         self.users: set[str | None] = set()
 
     async def session(self) -> S:
@@ -44,7 +50,10 @@ class Slot(Generic[S]):
 
         Raises:
             StoreError: as the opening does.
+            HandleClosed: the slot was given back by its last user, or the pool closed.
         """
+        if self._closed:
+            raise HandleClosed("the store's sessions are closed: make a new store")
         if self._session is not None and self._session.lease.ended is None:
             return self._session
         if self._opening is None:
@@ -59,6 +68,8 @@ class Slot(Generic[S]):
             self._session = opening.result()
 
     async def close(self) -> None:
+        # From here on nobody would end a session that is opened.
+        self._closed = True
         opening = self._opening
         if opening is not None:
             # Let it finish: a request under way may make a session at the

@@ -342,13 +342,15 @@ class TestRun:
     ) -> None:
         candidate = Candidate(store, KEY, "a", ttl=60)
         free_at_the_end = []
+        working = threading.Event()
 
         def work(term: Term) -> None:
+            working.set()
             term.wait_lost(20)
             free_at_the_end.append(free(store))
 
         running = pool.submit(candidate.run, work)
-        wait_until(candidate.is_leader, 5, "the win")
+        assert working.wait(5)
         candidate.stop()
         running.result(5)
         assert free_at_the_end == [False]

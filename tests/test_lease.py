@@ -1,164 +1,259 @@
-"""The lease clock: from the send, less drift and guard; a lapse is for ever."""
+"""The deadline: counted from the send, never moved back, void for ever once it was passed."""
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Awaitable, Callable
 
 import pytest
 
-from leadership.clock import ManualClock, SystemClock
-from leadership.lease import LAPSED, Lease, claim
+from leadership.clock import ManualClock
+from leadership.lease import LAPSED, Claim, Lease, claim
+
+from .loops import on_a_loop, settle
+
+TTL = 10.0
+DRIFT = 0.01
+GUARD = 0.1
+UNTIL = TTL * (1 - DRIFT) - GUARD
+"""Seconds from the send until the deadline."""
 
 
-def run(scenario: Callable[[ManualClock], Awaitable[None]]) -> None:
-    async def with_clock() -> None:
-        await scenario(ManualClock(start=100.0))
-
-    asyncio.run(with_clock())
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
 
 
-async def settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
+@pytest.fixture
+def lease(clock: ManualClock) -> Lease:
+    return Lease(clock, DRIFT)
 
 
-def test_the_deadline_counts_from_the_send_less_drift_and_guard() -> None:
-    async def scenario(clock: ManualClock) -> None:
-        lease = Lease(clock, max_clock_drift=0.01)
+def renew(lease: Lease, clock: ManualClock) -> None:
+    lease.confirm(clock.now(), TTL)
+
+
+class TestDeadline:
+    def test_before_the_first_confirmation_nothing_is_valid(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
         assert not lease.is_valid()
+        assert lease.valid_until == -math.inf
+        assert Claim(1, lease, lease.generation).valid_until == -math.inf
+
+    def test_it_is_counted_from_the_send_and_not_from_the_answer(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
         sent_at = clock.now()
-        clock.advance(3)
-        lease.confirm(sent_at, 10)
-        assert lease.valid_until == pytest.approx(100 + 10 * 0.99 - 0.1)
-        clock.advance(lease.valid_until - clock.now() - 0.001)
+        clock.advance(4)
+        lease.confirm(sent_at, TTL)
+        assert lease.valid_until == pytest.approx(sent_at + UNTIL)
+
+    def test_drift_and_guard_are_taken_off(self, clock: ManualClock) -> None:
+        lease = Lease(clock, max_clock_drift=0.05, guard=0.5)
+        renew(lease, clock)
+        assert lease.valid_until == pytest.approx(clock.now() + 9.5 - 0.5)
+        short = Lease(clock, max_clock_drift=0)
+        short.confirm(clock.now(), 1.0)
+        assert short.valid_until == pytest.approx(clock.now() + 1 - 1 / 20)
+
+    def test_at_the_deadline_itself_it_is_over(self, clock: ManualClock) -> None:
+        lease = Lease(clock, max_clock_drift=0, guard=0)
+        renew(lease, clock)
+        clock.advance(TTL - 0.001)
         assert lease.is_valid()
         clock.advance(0.001)
         assert not lease.is_valid()
 
-    run(scenario)
+    def test_a_renewal_moves_it_on_and_an_older_answer_does_not_move_it_back(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        first = clock.now()
+        renew(lease, clock)
+        clock.advance(3)
+        renew(lease, clock)
+        assert lease.valid_until == pytest.approx(first + 3 + UNTIL)
+        lease.confirm(first, TTL)
+        assert lease.valid_until == pytest.approx(first + 3 + UNTIL)
+
+    def test_an_answer_that_came_too_late_confirms_nothing(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        sent_at = clock.now()
+        clock.advance(TTL)
+        lease.confirm(sent_at, TTL)
+        assert not lease.is_valid()
 
 
-def test_an_older_confirmation_does_not_shorten_the_lease() -> None:
-    async def scenario(clock: ManualClock) -> None:
-        lease = Lease(clock, 0.0, guard=0.0)
-        lease.confirm(clock.now(), 10)
-        lease.confirm(clock.now() - 5, 10)
-        assert lease.valid_until == 110
+class TestClaims:
+    def test_a_claim_follows_the_renewals_of_its_lease(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        renew(lease, clock)
+        mine = claim(7, lease)
+        assert (mine.token, mine.valid_until) == (7, lease.valid_until)
+        clock.advance(5)
+        renew(lease, clock)
+        assert mine.valid_until == lease.valid_until > clock.now() + 5
 
-    run(scenario)
-
-
-def test_a_claim_from_before_a_lapse_is_void_when_the_lease_comes_back() -> None:
-    async def scenario(clock: ManualClock) -> None:
-        lease = Lease(clock, 0.0, guard=0.0)
-        lease.confirm(clock.now(), 10)
-        old = claim(1, lease)
-        clock.advance(10)
-        lease.confirm(clock.now(), 10)
+    def test_a_lapse_voids_older_claims_for_ever_also_when_the_store_renews_after_it(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        renew(lease, clock)
+        old = claim(7, lease)
+        clock.advance(UNTIL)
+        assert old.valid_until <= clock.now()
+        renew(lease, clock)
         assert lease.is_valid()
         assert old.valid_until == -math.inf
-        assert claim(2, lease).valid_until == 120
+        assert claim(8, lease).valid_until == lease.valid_until
 
-    run(scenario)
+    def test_an_end_voids_all_and_nothing_revives_the_lease(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        renew(lease, clock)
+        mine = claim(7, lease)
+        lease.end("the session expired")
+        lease.end("another reason")
+        assert lease.ended == "the session expired"
+        assert mine.valid_until == -math.inf
+        renew(lease, clock)
+        assert not lease.is_valid()
+        assert claim(8, lease).valid_until == -math.inf
 
 
-def test_watchers_are_told_once_at_their_grace_before_the_deadline() -> None:
-    async def scenario(clock: ManualClock) -> None:
-        lease = Lease(clock, 0.0, guard=0.0)
-        lease.confirm(clock.now(), 10)
-        told: list[tuple[str, float]] = []
-
-        def note(name: str) -> Callable[[str], None]:
-            return lambda reason: told.append((name, clock.now()))
-
-        for name, grace in (("late", 0.0), ("early", 3.0)):
-            lease.watch(lease.generation, grace, note(name))
-        clock.advance(6.9)
+class TestWatchers:
+    @on_a_loop
+    async def test_it_is_told_once_at_the_deadline_less_its_grace(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        renew(lease, clock)
+        told: list[str] = []
+        lease.watch(lease.generation, 0, lambda _: told.append("deadline"))
+        lease.watch(lease.generation, 3, lambda _: told.append("grace"))
+        await settle()
+        clock.advance(UNTIL - 3.01)
         await settle()
         assert told == []
-        lease.confirm(clock.now(), 10)
-        clock.advance(0.2)
+        clock.advance(0.02)
         await settle()
-        assert told == [], "the renewal moved the deadline on"
-        for _ in range(100):
-            clock.advance(0.1)
-            await settle()
-        assert [name for name, _ in told] == ["early", "late"]
-        assert told[0][1] == pytest.approx(113.9, abs=0.11)
-        assert told[1][1] == pytest.approx(116.9, abs=0.11)
+        assert told == ["grace"]
+        clock.advance(3)
+        await settle()
+        clock.advance(100)
+        await settle()
+        assert told == ["grace", "deadline"]
 
-    run(scenario)
-
-
-def test_a_watch_that_was_taken_back_is_silent() -> None:
-    async def scenario(clock: ManualClock) -> None:
-        lease = Lease(clock, 0.0, guard=0.0)
-        lease.confirm(clock.now(), 10)
+    @on_a_loop
+    async def test_a_renewal_puts_it_off(self, lease: Lease, clock: ManualClock) -> None:
+        renew(lease, clock)
         told: list[str] = []
-        lease.watch(lease.generation, 0, told.append)()
-        lease.watch(lease.generation, 0, told.append)
-        clock.advance(10)
+        lease.watch(lease.generation, 3, told.append)
+        for _ in range(5):
+            clock.advance(5)
+            renew(lease, clock)
+            await settle()
+        assert told == []
+        clock.advance(UNTIL)
         await settle()
         assert told == [LAPSED]
 
-    run(scenario)
-
-
-def test_an_end_is_told_at_once_and_nothing_confirms_it_away() -> None:
-    async def scenario(clock: ManualClock) -> None:
-        lease = Lease(clock, 0.0, guard=0.0)
-        lease.confirm(clock.now(), 10)
-        held = claim(1, lease)
+    @on_a_loop
+    async def test_an_end_is_told_at_once_with_its_reason(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        renew(lease, clock)
         told: list[str] = []
         lease.watch(lease.generation, 0, told.append)
-        lease.end("gone")
-        lease.end("again")
-        lease.confirm(clock.now(), 10)
-        assert told == ["gone"]
-        assert not lease.is_valid()
-        assert held.valid_until == -math.inf
-        lease.watch(lease.generation, 0, told.append)
-        lease.watch(held.generation, 0, told.append)
-        assert told == ["gone", "gone", "gone"], "whoever comes late is told at once"
-
-    run(scenario)
-
-
-def test_the_clock_counts_suspend() -> None:
-    import time
-
-    clock = SystemClock()
-    assert clock.name == "CLOCK_BOOTTIME"
-    before = time.clock_gettime(time.CLOCK_BOOTTIME)
-    assert before <= clock.now() <= time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def test_timers_of_the_system_clock_fire_in_order_and_can_be_cancelled() -> None:
-    async def scenario() -> list[str]:
-        clock = SystemClock()
-        fired: list[str] = []
-        now = clock.now()
-        clock.call_at(now + 0.02, lambda: fired.append("second"))
-        clock.call_at(now + 0.01, lambda: fired.append("first"))
-        clock.call_at(now + 0.015, lambda: fired.append("never")).cancel()
-        clock.call_at(now - 1, lambda: fired.append("at once"))
-        await clock.sleep(0.03)
-        return fired
-
-    assert asyncio.run(scenario()) == ["at once", "first", "second"]
-
-
-def test_waiting_for_an_event_ends_at_the_moment_given() -> None:
-    async def scenario(clock: ManualClock) -> None:
-        event = asyncio.Event()
-        waiting = asyncio.ensure_future(clock.wait_for(event.wait(), clock.now() + 5))
+        lease.end("the session expired")
+        assert told == ["the session expired"]
+        clock.advance(TTL)
         await settle()
-        clock.advance(5)
-        assert await waiting is False
-        event.set()
-        assert await clock.wait_for(event.wait(), clock.now() + 5) is True
-        assert await clock.wait_for(event.wait(), math.inf) is True
+        assert told == ["the session expired"]
 
-    run(scenario)
+    @on_a_loop
+    async def test_a_generation_that_is_over_is_told_at_once(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        renew(lease, clock)
+        old = lease.generation
+        clock.advance(TTL)
+        renew(lease, clock)
+        told: list[str] = []
+        lease.watch(old, 0, told.append)
+        assert told == [LAPSED]
+
+    @on_a_loop
+    async def test_a_renewal_after_the_lapse_tells_the_old_claims_watchers(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        renew(lease, clock)
+        told: list[str] = []
+        lease.watch(lease.generation, 0, told.append)
+        clock.advance(TTL)
+        # The timer has had no turn yet: a process that slept.
+        renew(lease, clock)
+        assert told == [LAPSED]
+
+    @on_a_loop
+    async def test_who_took_the_watch_back_is_not_told_and_no_timer_is_left(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        renew(lease, clock)
+        told: list[str] = []
+        unwatch = lease.watch(lease.generation, 0, told.append)
+        unwatch()
+        unwatch()
+        assert lease._timer is None
+        clock.advance(TTL)
+        await settle()
+        assert told == []
+        renew(lease, clock)
+        lease.watch(lease.generation, 0, told.append)
+        lease.end("over")
+        assert lease._timer is None
+
+    @on_a_loop
+    async def test_of_two_watchers_the_one_whose_callback_takes_the_other_back_is_the_only_one_told(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        renew(lease, clock)
+        told: list[str] = []
+
+        def only() -> None:
+            told.append("told")
+            for unwatch in unwatches:
+                unwatch()
+
+        unwatches = [lease.watch(lease.generation, 0, lambda _: only()) for _ in range(5)]
+        lease.end("over")
+        assert told == ["told"]
+
+    @on_a_loop
+    async def test_a_callback_that_ends_the_lease_does_not_tell_anybody_twice(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        renew(lease, clock)
+        told: list[str] = []
+
+        def end(reason: str) -> None:
+            told.append(reason)
+            lease.end("ended by the first that was told")
+
+        for _ in range(5):
+            lease.watch(lease.generation, 0, end)
+        clock.advance(TTL)
+        await settle()
+        assert len(told) == 5
+
+    @on_a_loop
+    async def test_a_later_watcher_with_more_grace_is_not_told_late(
+        self, lease: Lease, clock: ManualClock
+    ) -> None:
+        renew(lease, clock)
+        told: list[str] = []
+        lease.watch(lease.generation, 0, lambda _: told.append("late"))
+        await settle()
+        lease.watch(lease.generation, 4, lambda _: told.append("early"))
+        clock.advance(UNTIL - 3)
+        await settle()
+        assert told == ["early"]
