@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import grpc
-from etcd3 import etcdrpc
+from typing import Any, ClassVar, Protocol
 
 from ..clock import Clock
 from ..errors import (
     AccessDenied,
     ConfigurationError,
+    ForkedHandle,
     SessionLost,
     StoreError,
     StoreUnavailable,
     ValueTooLarge,
 )
+from ._grpc import etcdrpc, grpc
 
 # etcd closes connections that ping more often than every 5 s (its default).
 _CHANNEL_OPTIONS = [
@@ -42,9 +42,6 @@ _AT_ONCE = 64
 
 _NOT_SENT = "failed to connect to all addresses"
 _OLD_TOKEN = ("invalid auth token", "revision of auth store is old", "user name is empty")
-
-# Published, but not in the types of every release.
-END_OF_STREAM: Any = vars(grpc.aio)["EOF"]
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -94,6 +91,9 @@ class Connection:
         timeout: seconds that one request may take, fail-over included.
     """
 
+    _grpc_used_in: ClassVar[int | None] = None
+    """The process in which gRPC first ran."""
+
     def __init__(
         self, endpoints: tuple[str, ...], credentials: Credentials, timeout: float, clock: Clock
     ) -> None:
@@ -125,6 +125,14 @@ class Connection:
         return self._link
 
     def _open(self, endpoint: str) -> Any:
+        # gRPC does not come through a fork: in the child its calls would hang.
+        used_in = Connection._grpc_used_in = Connection._grpc_used_in or os.getpid()
+        if used_in != os.getpid():
+            raise ForkedHandle(
+                "etcd cannot be used here: this process was forked from one that had already used "
+                "it, and gRPC does not survive that. Start children with 'spawn' or 'forkserver' "
+                "(multiprocessing), or fork before the first use of an etcd store"
+            )
         if not self._credentials.tls:
             return grpc.aio.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
         try:

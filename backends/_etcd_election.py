@@ -15,16 +15,14 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import grpc
-from etcd3 import etcdrpc
-
 from ..backend import Contender, Context
 from ..errors import ConfigurationError, NotLeader, SessionLost, StoreError, StoreUnavailable
 from ..events import LeaseRenewed, NestedElection, StoreRecovered, StoreTrouble, TtlGranted
 from ..lease import Claim, Lease, claim
 from ..session import Session, SessionPool, Slot
-from ._etcd_connection import END_OF_STREAM, Connection, Link, is_old_token, translate
+from ._etcd_connection import Connection, Link, is_old_token, translate
 from ._etcd_watch import Compacted, Watch, Watches
+from ._grpc import END_OF_STREAM, etcdrpc, grpc
 
 EVENT_DELETE = 1
 
@@ -136,7 +134,8 @@ class EtcdSession(Session):
             except SessionLost as error:
                 self.lose(f"{ENDED}: {error}")
                 return
-            except StoreError as error:
+            except Exception as error:
+                # Of whatever kind: who stops renewing gives the lease away.
                 pause = min(1.0, self.ttl / 20)
                 self._failures += 1
                 # Once per outage and then at every tenth try: trouble is told, not poured out.

@@ -13,12 +13,10 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import grpc
-from etcd3 import etcdrpc
-
 from ..clock import Clock
 from ..errors import AccessDenied, StoreError, StoreUnavailable
-from ._etcd_connection import END_OF_STREAM, Connection, Link, is_old_token, translate
+from ._etcd_connection import Connection, Link, is_old_token, translate
+from ._grpc import END_OF_STREAM, etcdrpc, grpc
 
 _PAUSE = 0.2
 _LONGEST_PAUSE = 2.0
@@ -125,6 +123,10 @@ class Watches:
                 await self._read_stream()
             except StoreError as error:
                 self._tell_cut(error)
+            except Exception as error:
+                # Whatever it was: a stream that is not opened again would leave
+                # every watch deaf, and nobody would know.
+                self._tell_cut(StoreUnavailable(f"the watch stream broke: {error!r}"))
             if self._clock.now() - began > 2 * _LONGEST_PAUSE:
                 pause = _PAUSE
             await self._clock.sleep(pause)
@@ -159,7 +161,9 @@ class Watches:
                 raise
             raise StoreUnavailable("the watch stream was given up") from None
         finally:
-            self._call = None
+            # Not another stream's, which may have been opened since we were cancelled.
+            if self._call is call:
+                self._call = None
             call.cancel()
             writer.cancel()
 

@@ -15,7 +15,6 @@ from collections.abc import AsyncGenerator, Iterable
 from typing import Any, ClassVar
 
 import msgspec
-from etcd3 import etcdrpc
 
 from ..backend import Address, Backend, Capability, Contender, Context, Entry, KVPair, Pairs
 from ..errors import (
@@ -39,6 +38,7 @@ from ._etcd_election import (
     putting,
 )
 from ._etcd_watch import Watches
+from ._grpc import etcdrpc
 
 _ROOM_FOR_THE_REST = 16 * 1024
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar
@@ -64,7 +65,9 @@ class Term(TermBase):
 
     async def __aenter__(self) -> Self:
         inside.enter(self.candidacy)
-        await _on_engine(self._candidate.core, self.candidacy.engage, self)
+        await _on_engine(
+            self._candidate.core, self.candidacy.engage, self, threading.current_thread()
+        )
         return self
 
     async def __aexit__(
@@ -114,12 +117,12 @@ class Campaigner(CandidateBase[Term]):
         try:
             async with asyncio.timeout(limit):
                 await _on_engine(self.core, candidacy.begin, former)
-                term = await _on_engine(self.core, candidacy.lead, engage=False)
+                term = await _on_engine(self.core, candidacy.lead)
         except TimeoutError:
             await self._leave(candidacy)
             raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
         except BaseException:
-            self.core.post(candidacy.abandon)
+            candidacy.give_up()
             raise
         if term is None:
             raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
@@ -145,7 +148,7 @@ class Campaigner(CandidateBase[Term]):
             else:
                 await _on_engine(self.core, candidacy.leave_block, block)
         except asyncio.CancelledError:
-            self.core.post(candidacy.abandon)
+            candidacy.give_up()
             raise
 
     async def __aenter__(self) -> Self:
@@ -194,7 +197,9 @@ class Candidate(Campaigner):
         try:
             await _on_engine(self.core, candidacy.begin, former)
             while True:
-                term = await _on_engine(self.core, candidacy.lead, joined=True)
+                term = await _on_engine(
+                    self.core, candidacy.lead, threading.current_thread(), joined=True
+                )
                 if term is None:
                     return
                 assert isinstance(term, Term)
@@ -289,7 +294,7 @@ class Elections:
             await _on_engine(core, candidacy.wait_in_iterator, self._term)
             self._term = None
             return False
-        self._term = await _on_engine(core, candidacy.lead)
+        self._term = await _on_engine(core, candidacy.lead, threading.current_thread())
         if self._term is None:
             raise StopAsyncIteration
         return True
@@ -314,7 +319,7 @@ class Elections:
     def __del__(self) -> None:
         candidacy = getattr(self, "_candidacy", None)
         if candidacy is not None:
-            self._candidate.core.post(candidacy.abandon)
+            candidacy.give_up()
 
 
 class Stream(Generic[V]):

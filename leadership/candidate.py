@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
@@ -57,7 +58,7 @@ class Term(TermBase):
 
     def __enter__(self) -> Term:
         inside.enter(self.candidacy)
-        self._candidate.core.call(self.candidacy.engage, self)
+        self._candidate.core.call(self.candidacy.engage, self, threading.current_thread())
         return self
 
     def __exit__(
@@ -191,7 +192,7 @@ class Campaigner(CandidateBase[Term]):
             self._leave(candidacy)
             raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
         except BaseException:
-            self.core.post(candidacy.abandon)
+            candidacy.give_up()
             raise
         if term is None:
             raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
@@ -201,7 +202,7 @@ class Campaigner(CandidateBase[Term]):
 
     async def _win(self, candidacy: Candidacy, former: Candidacy | None) -> TermBase | None:
         await candidacy.begin(former)
-        return await candidacy.lead(engage=False)
+        return await candidacy.lead()
 
     def stop(self) -> None:
         """Withdraw: idempotent, from any thread, also while waiting; then we may run again.
@@ -300,7 +301,7 @@ class Candidate(Campaigner):
         try:
             self.core.call(candidacy.begin, former)
             while True:
-                term = self.core.call(candidacy.lead, joined=True)
+                term = self.core.call(candidacy.lead, threading.current_thread(), joined=True)
                 if term is None:
                     return
                 assert isinstance(term, Term)
@@ -372,7 +373,7 @@ class Elections:
             core.call(candidacy.wait_in_iterator, self._term)
             self._term = None
             return False
-        self._term = core.call(candidacy.lead)
+        self._term = core.call(candidacy.lead, threading.current_thread())
         if self._term is None:
             raise StopIteration
         return True
@@ -399,7 +400,7 @@ class Elections:
         # here: a destructor may run in any thread, under any lock.
         candidacy = getattr(self, "_candidacy", None)
         if candidacy is not None:
-            self._candidate.core.post(candidacy.abandon)
+            candidacy.give_up()
 
 
 def NewCandidate(  # noqa: N802

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -61,10 +62,12 @@ class Work:
     """Code that runs as the leader, between being given a term and coming back.
 
     Attributes:
+        worker: the thread that runs it; it ends with that at the latest.
         joined: whether only its return ends it (a function under `run`), or
             also its own call of resign or stop (a loop body, a `with` block).
     """
 
+    worker: threading.Thread
     joined: bool
 
 
@@ -100,6 +103,7 @@ class Candidacy:
         self.error: Exception | None = None
         self._handed_over = False
         self._stopping = False
+        self._given_up = False
         self._work: Work | None = None
         self._drive_task: asyncio.Task[None] | None = None
         self._contender: Contender | None = None
@@ -117,7 +121,7 @@ class Candidacy:
     @property
     def active(self) -> bool:
         """Whether the consumer has not ended this run yet."""
-        if self._stopping:
+        if self._stopping or self._given_up:
             return False
         term_done = self._handed_over and self.term is not None and self.term.reason is not None
         return not (self._single and term_done and self._work is None)
@@ -132,11 +136,13 @@ class Candidacy:
             self._wanted.set()
             self._drive_task = asyncio.ensure_future(self._drive(after))
 
-    async def lead(self, *, engage: bool = True, joined: bool = False) -> TermBase | None:
+    async def lead(
+        self, worker: threading.Thread | None = None, joined: bool = False
+    ) -> TermBase | None:
         """The consumer has ended any former term, and wants the next; None: the run is over.
 
         Args:
-            engage: whether the consumer's code works as leader from the return on.
+            worker: the thread whose code works as leader from the return on, if any does.
             joined: see `Work`.
         """
         self._end_work()
@@ -145,8 +151,8 @@ class Candidacy:
                 self._handed_over = True
                 # From here on only the consumer's coming back means a wish for more.
                 self._wanted.clear()
-                if engage:
-                    self._engage(Work(joined))
+                if worker is not None:
+                    self._engage(Work(worker, joined))
                 return self.term
             if self._stopping:
                 if self.error is not None:
@@ -162,10 +168,10 @@ class Candidacy:
         else:
             await self.work_returned(term)
 
-    async def engage(self, term: TermBase) -> None:
+    async def engage(self, term: TermBase, worker: threading.Thread) -> None:
         """A block begins to work as leader."""
         if term is self.term and self.active:
-            self._engage(Work(joined=False))
+            self._engage(Work(worker, joined=False))
 
     def _engage(self, work: Work) -> None:
         self._work = work
@@ -214,14 +220,21 @@ class Candidacy:
         deadline += self._core.context.request_timeout
         await self._clock.wait_for(self._withdrawn.wait(), deadline)
 
-    def abandon(self) -> None:
-        """The consumer is gone: as `stop`, for who cannot wait (a destructor, an interrupt)."""
+    def give_up(self) -> None:
+        """The consumer is gone: as `stop`, for who cannot wait (a destructor, an interrupt).
+
+        From any thread. At its return the candidate may already run again.
+        """
+        self._given_up = True
+        self._core.post(self._abandon)
+
+    def _abandon(self) -> None:
         self._end_work()
         self._request_stop(STOPPED)
 
     async def leave(self) -> None:
         """The consumer has ended its work and withdraws: as `stop` from inside."""
-        self.abandon()
+        self._abandon()
         await self.gone()
 
     def cancel(self) -> None:
@@ -366,7 +379,8 @@ class Candidacy:
 
     async def _join(self, term: TermBase) -> None:
         """Wait for the leader's code, until the deadline: nobody else leads before it."""
-        if self._work is None:
+        if self._work is None or not self._work.worker.is_alive():
+            # At the interpreter's end too: the main thread's code is over by then.
             return
         await self._clock.wait_for(self._work_ended.wait(), term.valid_until)
         overrunning = self._work

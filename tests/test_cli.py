@@ -74,6 +74,31 @@ while True:
 """
 
 
+# Runs its arguments as `leadership run` does, with an engine that is stuck once they run.
+STUCK = """
+import json, os, sys, threading
+from leadership import Candidate, new_store
+from leadership.reporting import Reporter
+from leadership.runner import Runner
+
+class Stopper(Reporter):
+    def say(self, event, sentence, **fields):
+        if event == "started":
+            store.core.post(threading.Event().wait)
+        if event in ("stopping", "ended"):
+            print(json.dumps(fields), flush=True)
+        if event == "ended":
+            os._exit(0)
+
+store = new_store("memory://stuck")
+candidate = Candidate(store, "k", "a", ttl=3, grace=1)
+runner = Runner(
+    candidate, sys.argv[1:], grace=1, once=False, clock=store.clock, reporter=Stopper(True)
+)
+runner.run()
+"""
+
+
 class Log:
     """What `WORK` wrote down."""
 
@@ -291,6 +316,21 @@ class TestRun:
             # It contends again, and wins again once the other has gone.
             assert command.wait_for("elected")["token"] > term.token
             command.wait_for("started")
+
+    def test_a_stuck_engine_does_not_save_the_command(self, tmp_path: Path, log: Log) -> None:
+        script = tmp_path / "stuck.py"
+        script.write_text(STUCK)
+        done = subprocess.run(
+            [sys.executable, str(script), *log.command("ignore")[1:]],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=PATIENCE,
+            check=False,
+        )
+        stopping, ended = (json.loads(line) for line in done.stdout.splitlines())
+        assert "renewed in time" in stopping["reason"]
+        assert log.last() < ended["at"] < stopping["valid_until"]
 
     def test_with_once_a_lost_term_is_the_end(self, etcd: EtcdClient, key: str, log: Log) -> None:
         with run(etcd.url, key, "--once", *log.command("end")) as command:

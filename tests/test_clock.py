@@ -34,6 +34,17 @@ class TestSystemClock:
         assert fired[0] >= when
 
     @on_a_loop
+    async def test_timers_fire_in_the_order_of_their_moments(self) -> None:
+        clock = SystemClock()
+        fired: list[str] = []
+        now = clock.now()
+        clock.call_at(now + 0.04, lambda: fired.append("second"))
+        clock.call_at(now + 0.02, lambda: fired.append("first"))
+        clock.call_at(now - 1, lambda: fired.append("at once"))
+        await async_wait_until(lambda: len(fired) == 3)
+        assert fired == ["at once", "first", "second"]
+
+    @on_a_loop
     async def test_a_timer_of_a_moment_passed_fires_at_once_but_not_inside_the_call(self) -> None:
         clock = SystemClock()
         fired = asyncio.Event()

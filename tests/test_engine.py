@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-import textwrap
 import threading
 
 import pytest
@@ -13,34 +9,9 @@ import pytest
 from leadership._engine import Dispatcher, Engine
 from leadership.events import Event, EventsDropped
 
+from .programs import python
+
 pytestmark = pytest.mark.backend("memory")
-
-
-def python(code: str, *, interrupt_at: str | None = None, seconds: float = 30) -> str:
-    """What a program prints; it must end by itself with status 0, in time and in silence."""
-    process = subprocess.Popen(
-        [sys.executable, "-X", "faulthandler", "-W", "error", "-c", textwrap.dedent(code)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        printed = ""
-        if interrupt_at is not None:
-            assert process.stdout is not None
-            while interrupt_at not in printed:
-                line = process.stdout.readline()
-                assert line, process.communicate()
-                printed += line
-            process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=seconds)
-    finally:
-        process.kill()
-        with process:
-            pass
-    assert errors == ""
-    assert process.returncode == 0
-    return printed + rest
 
 
 PREPARE = """

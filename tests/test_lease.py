@@ -169,6 +169,8 @@ class TestWatchers:
         clock.advance(TTL)
         await settle()
         assert told == ["the session expired"]
+        lease.watch(lease.generation, 0, told.append)
+        assert told == ["the session expired"] * 2, "whoever comes late is told at once"
 
     @on_a_loop
     async def test_a_generation_that_is_over_is_told_at_once(

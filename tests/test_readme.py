@@ -1,0 +1,218 @@
+"""The README's examples run, and its commands and options exist."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leadership import Candidate, Store, errors, events, new_store
+from leadership.backend import Backend
+from leadership.testing import BackendConformance
+
+from .command import leadership
+from .servers.etcd_client import EtcdClient
+
+README = Path(__file__).parent.parent / "README.md"
+TEXT = README.read_text()
+ADDRESS = "etcd://127.0.0.1:2379"
+
+EXAMPLES = dict(re.findall(r"<!-- ([\w-]+) -->\n```python\n(.*?)```", TEXT, re.DOTALL))
+
+Names = dict[str, Any]
+
+
+class Example:
+    """One block, run as it stands but for the store's address and what it leaves to the reader."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.printed: list[Any] = []
+        self.names: Names = {"__name__": "readme", "print": self._print}
+        self.at_print: Callable[[], object] = lambda: None
+
+    def _print(self, *what: Any) -> None:
+        self.printed.append(what)
+        self.at_print()
+
+    def run(self, name: str) -> Names:
+        # Some keys recur on one server, so each example has its own part of it.
+        code = EXAMPLES[name].replace(ADDRESS, self.url)
+        try:
+            exec(compile(code, f"README.md: {name}", "exec"), self.names)
+        finally:
+            for value in list(self.names.values()):
+                if isinstance(value, Store):
+                    value.close()
+        return self.names
+
+
+@pytest.fixture
+def example() -> Example:
+    return Example(f"memory://{uuid.uuid4()}")
+
+
+def test_every_example_is_named_and_run() -> None:
+    assert TEXT.count("```python") == len(EXAMPLES)
+    tested = {test.removeprefix("test_example_").replace("_", "-") for test in globals()}
+    assert set(EXAMPLES) <= tested
+
+
+def run_the_loop(example: Example) -> None:
+    example.at_print = lambda: len(example.printed) == 3 and example.names["candidate"].stop()
+    example.run("the-loop")
+    tokens = [token for _, token in example.printed]
+    assert tokens == sorted(set(tokens))
+    assert len(tokens) == 3
+
+
+@pytest.mark.backend("memory")
+def test_example_the_loop(example: Example) -> None:
+    run_the_loop(example)
+
+
+def test_the_loop_on_etcd(etcd: EtcdClient) -> None:
+    run_the_loop(Example(etcd.url))
+    assert etcd.ctl("get", "--prefix", "--keys-only", "service/swarm/leader") == ""
+
+
+@pytest.mark.backend("memory")
+def test_example_following(example: Example) -> None:
+    with new_store(example.url) as store:
+        candidate = Candidate(store, "service/swarm/leader", "10.0.0.5:8080")
+
+        def change() -> None:
+            if example.printed == [(None,)]:
+                candidate.campaign(timeout=10)
+            elif len(example.printed) == 2:
+                candidate.stop()
+            else:
+                raise InterruptedError
+
+        example.at_print = change
+        with pytest.raises(InterruptedError):
+            example.run("following")
+    assert example.printed == [(None,), ("10.0.0.5:8080",), (None,)]
+
+
+@pytest.mark.backend("memory")
+def test_example_campaign(example: Example) -> None:
+    candidate = example.run("campaign")["candidate"]
+    assert not candidate.is_leader()
+
+
+@pytest.mark.backend("memory")
+def test_example_run(example: Example) -> None:
+    worked: list[int] = []
+
+    def do_a_little(token: int) -> None:
+        worked.append(token)
+        example.names["candidate"].stop()
+
+    example.names["do_a_little"] = do_a_little
+    example.run("run")
+    assert len(worked) == 1
+
+
+def test_example_fencing(example: Example) -> None:
+    register = example.run("fencing")["register"]
+    assert register.value == b"by the new leader"
+    assert str(example.printed[0][0]) == "token 7 is older than 8"
+
+
+@pytest.mark.backend("memory")
+def test_example_follower(example: Example) -> None:
+    example.run("follower")
+    assert example.printed[0][0] == "a"
+
+
+@pytest.mark.backend("memory")
+def test_example_aio(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    example.run("aio")
+    assert [what[0] for what in example.printed] == [
+        "leading, fencing token",
+        "a",
+        "working under token",
+    ]
+    asyncio.set_event_loop(None)
+
+
+@pytest.mark.backend("memory")
+def test_example_store(example: Example) -> None:
+    example.run("store")
+    assert ("somebody was faster",) in example.printed
+    assert (["config/colour", "config/lamp"],) in example.printed
+    assert example.printed[-1][0].value == b"red"
+
+
+@pytest.mark.backend("memory")
+def test_example_lock(example: Example) -> None:
+    lock = example.run("lock")["lock"]
+    assert example.printed[0][-1] is True
+    assert not lock.is_held()
+
+
+@pytest.mark.backend("memory")
+def test_example_hooks(example: Example) -> None:
+    example.run("hooks")
+    assert [what[0] for what in example.printed] == ["elected for", "the term ended:"]
+
+
+@pytest.mark.backend("memory")
+def test_example_testing(example: Example) -> None:
+    example.run("testing")
+
+
+def test_example_backend(example: Example) -> None:
+    backend = example.run("backend")["MyBackend"]
+    assert issubclass(backend, Backend)
+    assert not backend.__abstractmethods__
+
+
+def test_example_conformance(example: Example) -> None:
+    kit = example.run("conformance")["TestMyBackend"]
+    assert issubclass(kit, BackendConformance)
+    with pytest.raises(errors.UnknownBackend):
+        kit().make_store()
+
+
+def test_its_commands_have_the_options_that_it_shows() -> None:
+    shown = re.findall(r"^leadership .*$", TEXT, re.MULTILINE)
+    assert len(shown) >= 3
+    for line in shown:
+        _, command, *rest = shlex.split(line)
+        help_text = leadership(command, "--help").stdout
+        ours = rest[: rest.index("--")] if "--" in rest else rest
+        for option in (word for word in ours if word.startswith("--")):
+            assert f"{option} " in help_text, f"{command} has no {option}"
+
+
+def test_it_names_every_error() -> None:
+    tree = [
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.LeadershipError)
+    ]
+    assert [name for name in tree if not re.search(rf"^ *{name}\b", TEXT, re.MULTILINE)] == []
+
+
+def test_it_names_every_event() -> None:
+    kinds = [
+        name
+        for name, kind in vars(events).items()
+        if isinstance(kind, type) and issubclass(kind, events.Event) and kind is not events.Event
+    ]
+    assert [name for name in kinds if f"`{name}`" not in TEXT] == []
+
+
+def test_its_contents_lead_somewhere() -> None:
+    headings = re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(#([^)]*)\)", TEXT))
+    assert links - anchors == set()
