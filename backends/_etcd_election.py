@@ -81,26 +81,28 @@ class EtcdSession(Session):
     """
 
     def __init__(
-        self, connection: Connection, context: Context, asked: float, lease_id: int, ttl: float
+        self, connection: Connection, watches: Watches, context: Context, lease_id: int, ttl: float
     ) -> None:
         self._connection = connection
+        self._watches = watches
         self._context = context
         self._clock = context.clock
-        self.asked = asked
         self.id = lease_id
         self.ttl = ttl
         self.lease = Lease(context.clock, context.max_clock_drift)
         # Entries that hang on the lease: any of them proves it.
         self.entries: dict[bytes, EtcdContender] = {}
-        # Ends the watches for entries that may still appear.
-        self.sweeps: list[Callable[[], None]] = []
+        # The watches for entries that a write of unknown outcome may still make.
+        self.sweeps: dict[bytes, Watch] = {}
         self._stream: tuple[Link, Any] | None = None
         self._failures = 0
         self.confirmed = asyncio.Event()
         self._task = asyncio.ensure_future(self._keep())
 
     @classmethod
-    async def open(cls, connection: Connection, context: Context, ttl: float) -> EtcdSession:
+    async def open(
+        cls, connection: Connection, watches: Watches, context: Context, ttl: float
+    ) -> EtcdSession:
         """Grant a lease; what the server granted counts, not what was asked for."""
         # The lease clock starts before the send: the server's cannot have started earlier.
         sent_at = context.clock.now()
@@ -112,7 +114,7 @@ class EtcdSession(Session):
         )
         if granted.error:
             raise StoreError(f"etcd granted no lease: {granted.error}")
-        session = cls(connection, context, ttl, granted.ID, float(granted.TTL))
+        session = cls(connection, watches, context, granted.ID, float(granted.TTL))
         session.lease.confirm(sent_at, session.ttl)
         if session.ttl != ttl:
             if context.strict_ttl:
@@ -245,11 +247,17 @@ class EtcdSession(Session):
         if self._task is not asyncio.current_task():
             self._task.cancel()
         self._drop_stream()
-        for end_sweep in self.sweeps:
-            end_sweep()
-        self.sweeps.clear()
+        for name in list(self.sweeps):
+            self.end_sweep(name)
         for contender in list(self.entries.values()):
             contender.entry_gone(reason)
+
+    def end_sweep(self, name: bytes) -> bool:
+        """Whoever enters by this name again takes over what a sweep was for."""
+        watch = self.sweeps.pop(name, None)
+        if watch is not None:
+            self._watches.cancel(watch)
+        return watch is not None
 
     async def close(self) -> None:
         ended = self.lease.ended is not None
@@ -302,7 +310,6 @@ class EtcdContender(Contender):
             except SessionLost as error:
                 session.lose(f"{ENDED}: {error}")
                 self._forget()
-                self._unsure = False
                 continue
             if won is not None:
                 self._lost = lost
@@ -311,8 +318,11 @@ class EtcdContender(Contender):
     async def _campaign_on(self, session: EtcdSession) -> Claim | None:
         """Wait for the lead with one entry; None when that was lost: a new one is needed."""
         if session is not self._session:
+            # What hung on the old lease went with it, and so does what may still
+            # be under way: nothing can be put on a lease that is gone.
             self._forget()
             self._unsure = False
+            self._entering = None
             self._session = session
             self.name = self._prefix + f"{session.id:x}".encode()
         if not self.revision:
@@ -347,18 +357,22 @@ class EtcdContender(Contender):
 
     async def _enter(self, session: EtcdSession) -> None:
         """Put our entry, unless an earlier attempt of unknown outcome already did."""
-        if self._entering is None:
+        if session.end_sweep(self.name):
             self._unsure = True
+        if self._entering is None:
             self._entering = asyncio.ensure_future(self._put(session))
         # Cancelling us must not leave a write under way whose outcome nobody
         # waits for: `leave` does.
         entering = self._entering
         try:
             revision, header = await asyncio.shield(entering)
+        except BaseException:
+            # It may have been done, or may still be, long after this moment.
+            self._unsure = True
+            raise
         finally:
             if entering.done():
                 self._entering = None
-        self._unsure = False
         self.revision = revision
         self._told = None
         session.entries[self.name] = self
@@ -374,8 +388,10 @@ class EtcdContender(Contender):
             success=[putting(etcdrpc.PutRequest(key=name, value=self._value, lease=session.id))],
             failure=[reading(etcdrpc.RangeRequest(key=name))],
         )
-        # Guarded by its own condition, so it may be sent twice.
-        answer = await self._backend.txn(request)
+        # Not repeated out of sight: a try whose answer never came has to be remembered.
+        answer = await self._backend.connection.call(
+            lambda link: link.kv.Txn, request, repeatable=False
+        )
         if answer.succeeded:
             return answer.header.revision, answer.header.revision
         present = answer.responses[0].response_range.kvs[0]
@@ -509,7 +525,6 @@ class EtcdContender(Contender):
             done, self._entering = self._entering, None
             if done.exception() is None:
                 self.revision, _ = done.result()
-                self._unsure = False
         session = self._session
         if session is None or not (self.revision or self._unsure):
             self._forget()
@@ -547,7 +562,7 @@ class Election:
         self.watches = watches
         self.context = context
         self.sessions: SessionPool[EtcdSession] = SessionPool(
-            lambda ttl: asyncio.ensure_future(EtcdSession.open(connection, context, ttl))
+            lambda ttl: asyncio.ensure_future(EtcdSession.open(connection, watches, context, ttl))
         )
         self._keys: dict[str, int] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -585,14 +600,14 @@ class Election:
         """Remove an entry that a write of unknown outcome may still make, while the lease lives."""
 
         def appeared(events: Iterable[Any]) -> None:
-            if any(event.type != EVENT_DELETE for event in events) and name not in session.entries:
+            if any(event.type != EVENT_DELETE for event in events):
                 self.spawn(self._remove(session, name))
 
-        watch = self.watches.watch(name, b"", revision, appeared, lambda error: None)
-        session.sweeps.append(lambda: self.watches.cancel(watch))
+        session.end_sweep(name)
+        session.sweeps[name] = self.watches.watch(name, b"", revision, appeared, lambda error: None)
 
     async def _remove(self, session: EtcdSession, name: bytes) -> None:
-        while session.lease.ended is None and name not in session.entries:
+        while name in session.sweeps:
             try:
                 await self.txn(etcdrpc.TxnRequest(success=[deleting(name)]))
             except StoreError:

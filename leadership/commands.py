@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
+import queue
 import select
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
-from types import FrameType
-from typing import Annotated
+from contextlib import aclosing, contextmanager, suppress
+from types import FrameType, TracebackType
+from typing import Annotated, Any, Self
 
 import typer
 
 from . import Candidate, Follower, Leader, LeaderState, Store, new_store
 from .cli import discard_output
-from .errors import ConfigurationError, LeaderUnknown, StoreUnavailable
+from .errors import ConfigurationError, LeadershipError, LeaderUnknown, StoreUnavailable
 from .reporting import Reporter, printable
 
 NONE_KNOWN = 1
@@ -178,17 +178,17 @@ def follow(
     with _ending_on_sigterm(), new_store(url) as store:
         follower = Follower(store, key)
         _connect(store, key, connect_timeout)
-        _stop_without_reader(follower)
         before = ""
-        try:
-            for leader in follower.observe():
-                line = _shown(leader, as_json)
-                if line != before:
-                    typer.echo(line)
-                before = line
-        except BrokenPipeError:
-            discard_output()
-    return 0
+        with _Ending(follower) as ending:
+            try:
+                for leader in follower.observe():
+                    line = _shown(leader, as_json)
+                    if line != before:
+                        typer.echo(line)
+                    before = line
+            except BrokenPipeError:
+                discard_output()
+    return ending.status
 
 
 @app.command(
@@ -335,20 +335,64 @@ def _shown(leader: Leader, as_json: bool) -> str:
     return "-" if leader.value is None else printable(leader.value)
 
 
-def _stop_without_reader(follower: Follower) -> None:
-    """Stop when the reader of our stdout goes, not only when there is something to write."""
-    if not hasattr(select, "poll"):
-        return
+class _Ending:
+    """Stops a follower when a signal says so, or when the reader of our stdout goes.
 
-    def look() -> None:
+    Not by an exception, which could hit the library anywhere: the loop ends.
+
+    Attributes:
+        status: the exit status that follows from it.
+    """
+
+    def __init__(self, follower: Follower) -> None:
+        self.status = 0
+        self._follower = follower
+        self._over = threading.Event()
+        # Its `put` may be called by a signal handler at any moment.
+        self._mail: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._stop, name="leadership-ending", daemon=True).start()
+        # A reader that goes shall be noticed at once, not only when there is something to write.
+        if hasattr(select, "poll") and not sys.stdout.isatty():
+            threading.Thread(target=self._watch, name="leadership-reader", daemon=True).start()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        # The next one shall act at once.
+        self._restore()
+        self._mail.put(128 + number)
+
+    def _watch(self) -> None:
         poll = select.poll()
-        # Not asked for, errors alone are told: the other end was closed.
+        # Nothing is asked for: errors are told all the same, such as the other end's closing.
         poll.register(sys.stdout.fileno(), 0)
         poll.poll()
-        follower.stop()
+        self._mail.put(0)
 
-    if not os.isatty(sys.stdout.fileno()):
-        threading.Thread(target=look, name="leadership-reader", daemon=True).start()
+    def _stop(self) -> None:
+        self.status = self._mail.get()
+        # Again, for the observation may not have begun when the signal came.
+        while not self._over.is_set():
+            with suppress(LeadershipError):
+                self._follower.stop()
+            self._over.wait(0.1)
 
 
 @contextmanager

@@ -102,8 +102,7 @@ class CompareAndSwapContender(Contender):
         the key free, and would win straight back.
         """
         if self._clock.now() < self._yield_until:
-            with contextlib.suppress(StoreUnavailable):
-                await self._clock.wait_for(self._see_another(), self._yield_until)
+            await self._clock.wait_for(self._see_another(), self._yield_until)
         self._yield_until = float("-inf")
 
     async def _see_another(self) -> None:
@@ -188,6 +187,8 @@ class CompareAndSwapContender(Contender):
         pause = self._ttl / 3
         while True:
             await self._clock.sleep(pause)
+            if lease.ended is not None:
+                return
             try:
                 await self._rewrite()
             except KeyModified as error:

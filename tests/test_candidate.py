@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import pickle
 import threading
@@ -21,6 +22,7 @@ from leadership.errors import (
     ValueTooLarge,
 )
 from leadership.events import Elected, Event, TermEnded, WorkOverran
+from leadership.testing import ManualClock
 
 from .waiting import wait_until
 
@@ -148,17 +150,20 @@ class TestTheLoop:
     def test_the_next_term_waits_until_the_body_has_ended_the_old_one(
         self, store: Store, events: list[Event]
     ) -> None:
-        candidate = Candidate(store, KEY, "a", ttl=1)
+        candidate, rival = (Candidate(store, KEY, name, ttl=5) for name in "ab")
+        first = rival.campaign()
         iterator = candidate.run_for_election()
-        assert [next(iterator), next(iterator)] == [False, True]
+        assert next(iterator) is False
+        threading.Timer(0.2, first.resign).start()
+        # It waits here, and so asks for a term more than once.
+        assert next(iterator) is True
         store.delete(KEY)
-        wait_until(lambda: told(events, TermEnded), 5, "the loss")
-        rival = Candidate(store, KEY, "b", ttl=60)
+        wait_until(lambda: len(told(events, TermEnded)) == 2, 5, "the loss")
         with rival.campaign(timeout=5):
             assert not candidate.is_leader()
         # The key is free again, and the body has still not come back.
         wait_until(lambda: free(store), 5, "the rival's release")
-        assert len(told(events, Elected)) == 2
+        assert len(told(events, Elected)) == 3
         assert next(iterator) is False
         assert next(iterator) is True
         iterator.close()
@@ -487,19 +492,46 @@ class TestSafety:
     def test_is_leader_costs_no_round_trip(self, store: Store) -> None:
         candidate = Candidate(store, KEY, "a", ttl=60)
         candidate.campaign()
-        engine_blocked, let_go = threading.Event(), threading.Event()
-
-        def block() -> None:
-            engine_blocked.set()
-            let_go.wait(20)
-
-        store.core.post(block)
-        assert engine_blocked.wait(5)
-        try:
+        with blocked_engine(store):
             assert candidate.is_leader()
-        finally:
-            let_go.set()
         candidate.stop()
+
+    def test_the_deadline_holds_though_no_other_thread_could_run(self) -> None:
+        clock = ManualClock()
+        with new_store(f"memory://{uuid.uuid4()}", clock=clock) as store:
+            candidate = Candidate(store, KEY, "a", ttl=10)
+            term = candidate.campaign()
+            lock = store.lock("lock", ttl=10)
+            lock.acquire()
+            # As for a process that was stopped, or a machine that slept: nobody
+            # has been able to set a flag when the first question is asked.
+            with blocked_engine(store):
+                clock.advance(9)
+                assert candidate.is_leader()
+                clock.advance(1)
+                assert not candidate.is_leader()
+                assert not term.is_valid()
+                assert not lock.is_held()
+                with pytest.raises(LeadershipLost, match="not renewed in time"):
+                    term.check()
+            assert term.wait_lost(5)
+
+
+@contextlib.contextmanager
+def blocked_engine(store: Store) -> Iterator[None]:
+    """The library's own thread stands still."""
+    blocked, let_go = threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        let_go.wait(20)
+
+    store.core.post(block)
+    assert blocked.wait(5)
+    try:
+        yield
+    finally:
+        let_go.set()
 
 
 class TestValue:

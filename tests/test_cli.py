@@ -18,6 +18,7 @@ from leadership import Candidate, Store, new_store
 from leadership.clock import SystemClock
 
 from .command import PATIENCE, PROGRAM, Command, environment, leadership
+from .conftest import MakeEtcd
 from .servers.etcd_client import EtcdClient
 from .servers.fault_proxy import FaultProxy, Mode
 from .waiting import wait_until
@@ -404,6 +405,22 @@ class TestRun:
             process.wait()
             os.close(reading)
             os.close(writing)
+
+    def test_rights_below_the_key_suffice(self, make_etcd: MakeEtcd) -> None:
+        server = make_etcd(auth=True)
+        role = ["role", "grant-permission", "narrow", "readwrite", "service/leader/"]
+        server.ctl("role", "add", "narrow")
+        server.ctl(*role, "--prefix=true")
+        server.ctl("user", "add", "narrow:secret")
+        server.ctl("user", "grant-role", "narrow", "narrow")
+        url = f"etcd://narrow:secret@{server.endpoint}"
+        with run(url, "service/leader", "--", "sh", "-c", "cat; exit 4") as command:
+            assert command.status() == 4
+        assert leadership("leader", "--store", url, "--key", "service/leader").returncode == 1
+        refused = leadership("leader", "--store", url, "--key", "elsewhere")
+        assert refused.returncode == 2
+        assert re.fullmatch(r"leadership: .*\n", refused.stderr)
+        assert "secret" not in refused.stderr
 
     def test_memory_is_called_what_it_is(self) -> None:
         done = leadership("run", "--store", "memory://x", "--key", "k", "--id", "a", "--", "true")

@@ -103,6 +103,16 @@ class TestManualClock:
         assert fired == ["a", "b", "b2", "c"]
 
     @on_a_loop
+    async def test_a_timer_of_a_moment_passed_fires_at_once(self) -> None:
+        clock = ManualClock()
+        fired: list[str] = []
+        clock.call_at(clock.now(), lambda: fired.append("now"))
+        clock.call_at(clock.now() - 1, lambda: fired.append("before"))
+        assert fired == []
+        await settle()
+        assert fired == ["now", "before"]
+
+    @on_a_loop
     async def test_a_cancelled_timer_does_not_fire_also_when_it_was_due(self) -> None:
         clock = ManualClock()
         fired: list[str] = []

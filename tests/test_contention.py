@@ -338,8 +338,10 @@ class TestLoss:
             await settle()
             assert member.lost == [DELETED]
             assert claim.valid_until < here.clock.now()
+            calls = member.store.calls.total()
             await here.pass_time(3 * TTL)
             assert member.lost == [DELETED]
+            assert member.store.calls.total() == calls, "it goes on asking for a term that is over"
             assert await here.entry() is None, "a lost term was renewed"
 
     @on_a_loop

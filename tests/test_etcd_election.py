@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import threading
 import uuid
@@ -12,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from leadership import Candidate, Follower, Lock, Store, aio, new_store
+from leadership import Candidate, Follower, Lock, Retry, Store, aio, new_store
+from leadership.backends._etcd_election import EtcdContender
+from leadership.backends._grpc import etcdrpc
+from leadership.backends.etcd import EtcdBackend
 from leadership.clock import SystemClock
 from leadership.errors import (
     AccessDenied,
@@ -179,7 +183,8 @@ class TestOperators:
     def elected(
         self, store: Store, key: str, pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Candidate, list[bool]]]:
-        candidate = Candidate(store, key, "a", ttl=2)
+        # So long that no renewal finds out before the watch does.
+        candidate = Candidate(store, key, "a", ttl=30)
         seen: list[bool] = []
 
         def loop() -> None:
@@ -248,6 +253,132 @@ class TestOperators:
             assert len(entries(etcd, key)) == 1
             waiting.stop()
             assert entries(etcd, key) == []
+
+
+class TestEachProofAlone:
+    """The watch on the own entry, the read at each renewal, the read after each wait."""
+
+    @pytest.fixture
+    def deaf(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The watch on the own entry tells nothing."""
+        monkeypatch.setattr(EtcdContender, "_own_changed", lambda self, events: None)
+
+    @pytest.mark.usefixtures("deaf")
+    def test_the_read_at_each_renewal_finds_a_deleted_entry(
+        self, etcd: EtcdClient, store: Store, key: str
+    ) -> None:
+        term = Candidate(store, key, "a", ttl=2).campaign(timeout=10)
+        other = Candidate(store, f"{key}-other", "b", ttl=2).campaign(timeout=10)
+        etcd.ctl("del", "--prefix", f"{key}/")
+        assert term.wait_lost(5)
+        assert other.is_valid(), "the session goes on for the other"
+
+    @pytest.mark.usefixtures("deaf")
+    def test_the_read_after_a_wait_finds_a_deleted_entry(
+        self, etcd: EtcdClient, store: Store, key: str, pool: ThreadPoolExecutor
+    ) -> None:
+        leader = Candidate(store, key, "a", ttl=60)
+        leader.campaign(timeout=10)
+        leading = entries(etcd, key)
+        waits = pool.submit(Candidate(store, key, "b", ttl=60).campaign, 20)
+
+        def behind() -> list[str]:
+            return sorted(set(entries(etcd, key)) - set(leading))
+
+        own = wait_until(behind, 10, "the entry of who waits")
+        revision = int(json.loads(etcd.ctl("get", own[0], "-w", "json"))["kvs"][0]["mod_revision"])
+        etcd.ctl("del", own[0])
+        leader.resign()
+        won = waits.result(20)
+        assert won.token > revision, "it led by an entry that was gone"
+        assert entries(etcd, key) == own
+
+
+class TestLostReplies:
+    """A write whose answer never comes, or that is done only after we have left."""
+
+    @pytest.fixture
+    def lose(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+        """`lose("reply")`: the next entry is written, and not answered; "request": written late."""
+        backend = store.core.backend
+        assert isinstance(backend, EtcdBackend)
+        connection = backend._connection
+        really = connection.call
+        self.late = asyncio.Event()
+        lost: list[str] = []
+
+        async def call(stub: Any, request: Any, *, repeatable: bool) -> Any:
+            puts = isinstance(request, etcdrpc.TxnRequest) and any(
+                each.WhichOneof("request") == "request_put" for each in request.success
+            )
+            if not (puts and lost):
+                return await really(stub, request, repeatable=repeatable)
+            if lost.pop() == "reply":
+                await really(stub, request, repeatable=repeatable)
+            else:
+
+                async def later() -> None:
+                    await self.late.wait()
+                    await really(stub, request, repeatable=repeatable)
+
+                self.task = asyncio.ensure_future(later())
+            raise StoreUnavailable("the answer was lost")
+
+        monkeypatch.setattr(connection, "call", call)
+        return lost.append
+
+    def test_an_entry_whose_answer_was_lost_is_found_again(
+        self, etcd: EtcdClient, store: Store, key: str, lose: Callable[[str], None]
+    ) -> None:
+        lose("reply")
+        with Candidate(store, key, "a", ttl=60).campaign(timeout=10):
+            assert len(entries(etcd, key)) == 1
+        assert entries(etcd, key) == []
+
+    def test_an_entry_whose_answer_was_lost_is_removed_by_who_stops(
+        self, etcd: EtcdClient, store: Store, key: str, lose: Callable[[str], None]
+    ) -> None:
+        lose("reply")
+        candidate = Candidate(store, key, "a", ttl=60, retry=None)
+        with pytest.raises(StoreUnavailable):
+            candidate.campaign(timeout=10)
+        candidate.stop()
+        assert entries(etcd, key) == []
+
+    @pytest.mark.parametrize("entered", [True, False])
+    def test_an_entry_that_appears_after_we_left_does_not_stay(
+        self,
+        etcd: EtcdClient,
+        store: Store,
+        key: str,
+        lose: Callable[[str], None],
+        entered: bool,
+    ) -> None:
+        # Keeps the session alive, so that the entry would stay for ever.
+        keeper = Candidate(store, f"{key}-keeper", "k", ttl=60)
+        keeper.campaign(timeout=10)
+        lose("request")
+        candidate = Candidate(store, key, "a", ttl=60, retry=Retry() if entered else None)
+        if entered:
+            candidate.campaign(timeout=10)
+        else:
+            with pytest.raises(StoreUnavailable):
+                candidate.campaign(timeout=10)
+        candidate.stop()
+        assert entries(etcd, key) == []
+        before = int(json.loads(etcd.ctl("get", key, "-w", "json"))["header"]["revision"])
+        store.core.post(self.late.set)
+        wait_until(self.task.done, 10, "the late write")
+
+        def swept() -> bool:
+            answer = json.loads(etcd.ctl("get", key, "-w", "json"))
+            return int(answer["header"]["revision"]) >= before + 2
+
+        wait_until(swept, 10, "its removal")
+        assert entries(etcd, key) == []
+        with candidate.campaign(timeout=10) as term:
+            assert term.wait_lost(0.3) is False
+            assert len(entries(etcd, key)) == 1
 
 
 class TestRestarts:
@@ -428,7 +559,7 @@ class TestCuts:
                 assert state.value == b"19"
             # The guard of the leader's own entry was compacted away as well: it must still see.
             etcd_server.ctl("del", "--prefix", f"{key}-election/")
-            assert term.wait_lost(10)
+            assert term.wait_lost(4)
             candidate.stop()
 
 
@@ -585,8 +716,9 @@ class TestAuthentication:
         server = make_etcd(auth=True, auth_token_ttl=1)
         address = f"etcd://{ROOT.name}:{ROOT.password}@{server.endpoint}"
         with new_store(address, hooks=[events.append]) as store:
-            with Candidate(store, key, "a", ttl=3).campaign(timeout=10) as term:
-                assert term.wait_lost(8) is False
+            # Between two renewals the token stands idle for longer than it lives.
+            with Candidate(store, key, "a", ttl=9).campaign(timeout=10) as term:
+                assert term.wait_lost(12) is False
                 with Follower(store, key).follow_election() as leaders:
                     assert next(leaders) == "a"
             assert not told(events, TermEnded)[:-1]
@@ -713,3 +845,23 @@ def test_of_two_hundred_who_wait_one_is_woken_when_the_leader_resigns(
     woken, requests = asyncio.run(scenario())
     assert woken == 1
     assert requests <= 3, "one to leave, one look by the one that was woken"
+
+
+def test_the_lease_counts_from_the_send_however_late_the_answer_comes(
+    etcd_server: EtcdServer, key: str, events: list[Event]
+) -> None:
+    port = int(etcd_server.endpoint.rpartition(":")[2])
+    with (
+        FaultProxy(port) as relay,
+        new_store(f"etcd://{relay.endpoint}", hooks=[events.append]) as store,
+        Candidate(store, key, "a", ttl=4).campaign(timeout=10),
+    ):
+        relay.set("delay", 0.15)
+        slow = wait_until(
+            lambda: [each for each in told(events, LeaseRenewed) if each.round_trip > 0.3],
+            20,
+            "a renewal with a slow answer",
+        )
+        for each in slow:
+            # Sent `round_trip` ago at the earliest: the ttl and what is taken off count from there.
+            assert each.valid_until <= each.at - each.round_trip + 4 * 0.99

@@ -22,7 +22,6 @@ ADDRESS = Address("memory", ("faults",))
 
 @on_a_loop
 async def test_a_cut_fails_every_call_and_breaks_every_watch() -> None:
-    here = MemoryBackend(ADDRESS, Context())
     store = FaultyBackend(MemoryBackend(ADDRESS, Context()))
     pair = await store.put("key", b"x")
     waiting = store.watch("key")

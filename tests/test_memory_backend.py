@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import sys
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -35,6 +36,15 @@ def name() -> str:
 
 def open_memory(name: str, clock: Clock | None = None) -> MemoryBackend:
     return MemoryBackend(Address("memory", (name,)), Context(clock=clock or SystemClock()))
+
+
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns as often as the interpreter can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture
@@ -299,6 +309,7 @@ class TestSharing:
         assert indexes == sorted(set(indexes))
         await other.close()
 
+    @pytest.mark.usefixtures("restless")
     def test_threads_that_compare_and_swap_lose_nothing(self, name: str) -> None:
         first = open_memory(name)
         asyncio.run(first.put("counter", b"0"))

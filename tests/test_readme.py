@@ -193,13 +193,24 @@ def test_its_commands_have_the_options_that_it_shows() -> None:
             assert f"{option} " in help_text, f"{command} has no {option}"
 
 
-def test_it_names_every_error() -> None:
-    tree = [
-        name
+def test_its_tree_of_errors_is_the_real_one() -> None:
+    block = re.search(r"```text\n(LeadershipError\n.*?)```", TEXT, re.DOTALL)
+    assert block is not None
+    parents: list[str] = []
+    shown: dict[str, str] = {}
+    for line in block[1].splitlines()[1:]:
+        indented, name, rest = re.findall(r"^( +)(\w+)(.*)$", line)[0]
+        del parents[len(indented) // 4 - 1 :]
+        shown[name] = parents[-1] if parents else "LeadershipError"
+        parents.append(name)
+        for also in re.findall(r"also an? (\w+)", rest):
+            assert also in [base.__name__ for base in getattr(errors, name).__mro__]
+    real = {
+        name: kind.__bases__[0].__name__
         for name, kind in vars(errors).items()
         if isinstance(kind, type) and issubclass(kind, errors.LeadershipError)
-    ]
-    assert [name for name in tree if not re.search(rf"^ *{name}\b", TEXT, re.MULTILINE)] == []
+    }
+    assert shown == {name: base for name, base in real.items() if base != "Exception"}
 
 
 def test_it_names_every_event() -> None:

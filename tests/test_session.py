@@ -103,8 +103,8 @@ async def test_a_place_that_was_given_back_is_taken_again() -> None:
 async def test_a_session_of_ones_own_is_shared_with_nobody() -> None:
     server = FakeServer()
     pool = server.pool()
-    shared = pool.reserve("a", 15)
     own = pool.reserve("b", 15, own=True)
+    shared = pool.reserve("a", 15)
     another = pool.reserve("c", 15, own=True)
     late = pool.reserve("d", 15)
     assert late is shared
