@@ -65,9 +65,14 @@ class Term(TermBase):
 
     async def __aenter__(self) -> Self:
         inside.enter(self.candidacy)
-        await _on_engine(
-            self._candidate.core, self.candidacy.engage, self, threading.current_thread()
-        )
+        try:
+            await _on_engine(
+                self._candidate.core, self.candidacy.engage, self, threading.current_thread()
+            )
+        except BaseException:
+            # The block is not entered, so nobody would leave it.
+            self.candidacy.give_up()
+            raise
         return self
 
     async def __aexit__(
@@ -253,15 +258,38 @@ async def _joined(task: asyncio.Future[Any]) -> None:
         raise asyncio.CancelledError
 
 
+class _Progress:
+    """How far a loop has come. Apart from the iterator, which nothing but the loop may hold."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.candidacy: Candidacy | None = None
+        # What the loop was really given, so that a cancelled call loses nothing.
+        self.term: TermBase | None = None
+        self.closed = False
+
+    async def step(self, first: bool, former: Candidacy | None) -> bool:
+        core, candidacy = self.candidate.core, self.candidacy
+        if candidacy is None or self.closed:
+            raise StopAsyncIteration
+        if first:
+            await _on_engine(core, candidacy.begin, former)
+            return False
+        if self.term is not None:
+            await _on_engine(core, candidacy.wait_in_iterator, self.term)
+            self.term = None
+            return False
+        self.term = await _on_engine(core, candidacy.lead, threading.current_thread())
+        if self.term is None:
+            raise StopAsyncIteration
+        return True
+
+
 class Elections:
     """What `run_for_election` returns: an async iterator, a context manager, with `close()`."""
 
     def __init__(self, candidate: Candidate) -> None:
-        self._candidate = candidate
-        self._candidacy: Candidacy | None = None
-        # What the loop was really given, so that a cancelled call loses nothing.
-        self._term: TermBase | None = None
-        self._closed = False
+        self._progress = _Progress(candidate)
 
     def __aiter__(self) -> Elections:
         return self
@@ -274,36 +302,24 @@ class Elections:
             StoreError: the store refuses, or with `retry=None` could not be reached.
         """
         # Here, not in the coroutine: `wait_for` would run that in a task of its
-        # own, and the loop body must be known as the leader's code.
+        # own, and the loop body must be known as the leader's code. And the
+        # coroutine does not hold the iterator: a cancelled task keeps its
+        # traceback, and the iterator must be collected all the same.
+        progress = self._progress
         former: Candidacy | None = None
-        first = self._candidacy is None and not self._closed
+        first = progress.candidacy is None and not progress.closed
         if first:
-            self._candidacy, former = self._candidate._new_candidacy(single=False)
-        if self._candidacy is not None:
-            inside.enter(self._candidacy)
-        return self._next(first, former)
-
-    async def _next(self, first: bool, former: Candidacy | None) -> bool:
-        core, candidacy = self._candidate.core, self._candidacy
-        if candidacy is None or self._closed:
-            raise StopAsyncIteration
-        if first:
-            await _on_engine(core, candidacy.begin, former)
-            return False
-        if self._term is not None:
-            await _on_engine(core, candidacy.wait_in_iterator, self._term)
-            self._term = None
-            return False
-        self._term = await _on_engine(core, candidacy.lead, threading.current_thread())
-        if self._term is None:
-            raise StopAsyncIteration
-        return True
+            progress.candidacy, former = progress.candidate._new_candidacy(single=False)
+        if progress.candidacy is not None:
+            inside.enter(progress.candidacy)
+        return progress.step(first, former)
 
     async def close(self) -> None:
         """Withdraw and release; at any moment, any number of times."""
-        self._closed = True
-        if self._candidacy is not None:
-            await self._candidate._leave(self._candidacy)
+        progress = self._progress
+        progress.closed = True
+        if progress.candidacy is not None:
+            await progress.candidate._leave(progress.candidacy)
 
     async def __aenter__(self) -> Elections:
         return self
@@ -317,9 +333,17 @@ class Elections:
         await self.close()
 
     def __del__(self) -> None:
-        candidacy = getattr(self, "_candidacy", None)
-        if candidacy is not None:
-            candidacy.give_up()
+        progress = self._progress
+        if progress.candidacy is not None:
+            progress.candidacy.give_up()
+
+
+async def _next_state(core: Core, cursor: Cursor[Any, V]) -> V:
+    seen = await _on_engine(core, cursor.next, cursor.told)
+    if seen is None:
+        raise StopAsyncIteration
+    cursor.told, value = seen
+    return value
 
 
 class Stream(Generic[V]):
@@ -328,18 +352,14 @@ class Stream(Generic[V]):
     def __init__(self, core: Core, cursor: Cursor[Any, V]) -> None:
         self._core = core
         self._cursor = cursor
-        self._told: object = None
 
     def __aiter__(self) -> Stream[V]:
         return self
 
-    async def __anext__(self) -> V:
+    def __anext__(self) -> Coroutine[Any, Any, V]:
         """The next state; raises `StopAsyncIteration` once closed."""
-        seen = await _on_engine(self._core, self._cursor.next, self._told)
-        if seen is None:
-            raise StopAsyncIteration
-        self._told, value = seen
-        return value
+        # The coroutine does not hold the stream, see `Elections`.
+        return _next_state(self._core, self._cursor)
 
     async def close(self) -> None:
         """End the watch; at any moment, any number of times."""

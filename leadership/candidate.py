@@ -58,7 +58,12 @@ class Term(TermBase):
 
     def __enter__(self) -> Term:
         inside.enter(self.candidacy)
-        self._candidate.core.call(self.candidacy.engage, self, threading.current_thread())
+        try:
+            self._candidate.core.call(self.candidacy.engage, self, threading.current_thread())
+        except BaseException:
+            # The block is not entered, so nobody would leave it.
+            self.candidacy.give_up()
+            raise
         return self
 
     def __exit__(
@@ -338,15 +343,43 @@ class Candidate(Campaigner):
         return self.core.call(candidacy.resign, inside.is_inside(candidacy))
 
 
+class _Progress:
+    """How far a loop has come. Apart from the iterator, which nothing but the loop may hold."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        self.candidate = candidate
+        self.candidacy: Candidacy | None = None
+        # What the loop was really given, so that an interrupted call loses nothing.
+        self.term: TermBase | None = None
+        self.closed = False
+
+    def step(self) -> bool:
+        core = self.candidate.core
+        candidacy = self.candidacy
+        if self.closed:
+            raise StopIteration
+        if candidacy is None:
+            candidacy, former = self.candidate._new_candidacy(single=False)
+            self.candidacy = candidacy
+            inside.enter(candidacy)
+            core.call(candidacy.begin, former)
+            return False
+        inside.enter(candidacy)
+        if self.term is not None:
+            core.call(candidacy.wait_in_iterator, self.term)
+            self.term = None
+            return False
+        self.term = core.call(candidacy.lead, threading.current_thread())
+        if self.term is None:
+            raise StopIteration
+        return True
+
+
 class Elections:
     """What `run_for_election` returns: an iterator, a context manager, with `close()`."""
 
     def __init__(self, candidate: Candidate) -> None:
-        self._candidate = candidate
-        self._candidacy: Candidacy | None = None
-        # What the loop was really given, so that an interrupted call loses nothing.
-        self._term: TermBase | None = None
-        self._closed = False
+        self._progress = _Progress(candidate)
 
     def __iter__(self) -> Elections:
         return self
@@ -358,31 +391,18 @@ class Elections:
             StopIteration: the candidate was stopped, or the iterator closed.
             StoreError: the store refuses, or with `retry=None` could not be reached.
         """
-        core = self._candidate.core
-        candidacy = self._candidacy
-        if self._closed:
-            raise StopIteration
-        if candidacy is None:
-            candidacy, former = self._candidate._new_candidacy(single=False)
-            self._candidacy = candidacy
-            inside.enter(candidacy)
-            core.call(candidacy.begin, former)
-            return False
-        inside.enter(candidacy)
-        if self._term is not None:
-            core.call(candidacy.wait_in_iterator, self._term)
-            self._term = None
-            return False
-        self._term = core.call(candidacy.lead, threading.current_thread())
-        if self._term is None:
-            raise StopIteration
-        return True
+        progress = self._progress
+        # An exception that passes through here keeps this frame in its traceback,
+        # which somebody may keep. The iterator must be collected all the same.
+        del self
+        return progress.step()
 
     def close(self) -> None:
         """Withdraw and release; from any thread, at any moment, any number of times."""
-        self._closed = True
-        if self._candidacy is not None:
-            self._candidate._leave(self._candidacy)
+        progress = self._progress
+        progress.closed = True
+        if progress.candidacy is not None:
+            progress.candidate._leave(progress.candidacy)
 
     def __enter__(self) -> Elections:
         return self
@@ -398,9 +418,9 @@ class Elections:
     def __del__(self) -> None:
         # A loop that was left lets go of its iterator. There is no waiting
         # here: a destructor may run in any thread, under any lock.
-        candidacy = getattr(self, "_candidacy", None)
-        if candidacy is not None:
-            candidacy.give_up()
+        progress = self._progress
+        if progress.candidacy is not None:
+            progress.candidacy.give_up()
 
 
 def NewCandidate(  # noqa: N802

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import queue
+import os
 import select
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager, suppress
-from types import FrameType, TracebackType
-from typing import Annotated, Any, Self
+from types import FrameType
+from typing import Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ from . import Candidate, Follower, Leader, LeaderState, Store, new_store
 from .cli import discard_output
 from .errors import ConfigurationError, LeadershipError, LeaderUnknown, StoreUnavailable
 from .reporting import Reporter, printable
+from .signals import telling_signals
 
 NONE_KNOWN = 1
 """The exit status of `leadership leader` when there is none."""
@@ -179,7 +180,8 @@ def follow(
         follower = Follower(store, key)
         _connect(store, key, connect_timeout)
         before = ""
-        with _Ending(follower) as ending:
+        ending = _Ending(follower)
+        with ending.listening():
             try:
                 for leader in follower.observe():
                     line = _shown(leader, as_json)
@@ -338,8 +340,6 @@ def _shown(leader: Leader, as_json: bool) -> str:
 class _Ending:
     """Stops a follower when a signal says so, or when the reader of our stdout goes.
 
-    Not by an exception, which could hit the library anywhere: the loop ends.
-
     Attributes:
         status: the exit status that follows from it.
     """
@@ -347,47 +347,37 @@ class _Ending:
     def __init__(self, follower: Follower) -> None:
         self.status = 0
         self._follower = follower
+        self._asked = threading.Event()
         self._over = threading.Event()
-        # Its `put` may be called by a signal handler at any moment.
-        self._mail: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Self:
+    @contextmanager
+    def listening(self) -> Iterator[None]:
         threading.Thread(target=self._stop, name="leadership-ending", daemon=True).start()
         # A reader that goes shall be noticed at once, not only when there is something to write.
         if hasattr(select, "poll") and not sys.stdout.isatty():
             threading.Thread(target=self._watch, name="leadership-reader", daemon=True).start()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
-        return self
+        try:
+            with telling_signals(self._told, signal.SIGINT, signal.SIGTERM):
+                yield
+        finally:
+            self._over.set()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        # The next one shall act at once.
-        self._restore()
-        self._mail.put(128 + number)
+    def _told(self, number: signal.Signals) -> None:
+        self.status = 128 + number
+        if self._asked.is_set():
+            # Somebody has no patience, and nothing of ours is at the store.
+            os._exit(self.status)
+        self._asked.set()
 
     def _watch(self) -> None:
         poll = select.poll()
         # Nothing is asked for: errors are told all the same, such as the other end's closing.
         poll.register(sys.stdout.fileno(), 0)
         poll.poll()
-        self._mail.put(0)
+        self._asked.set()
 
     def _stop(self) -> None:
-        self.status = self._mail.get()
+        self._asked.wait()
         # Again, for the observation may not have begun when the signal came.
         while not self._over.is_set():
             with suppress(LeadershipError):

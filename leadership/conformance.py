@@ -13,12 +13,14 @@ removed afterwards.
 
 from __future__ import annotations
 
+from .conformance_backend import ContenderConformance, RawConformance
 from .conformance_election import (
     ClosingConformance,
     ElectionConformance,
     LockConformance,
     QueueConformance,
 )
+from .conformance_outage import Cuttable, OutageConformance
 from .conformance_store import (
     CompareAndSwapConformance,
     Conformance,
@@ -38,8 +40,11 @@ class BackendConformance(
     ElectionConformance,
     QueueConformance,
     ClosingConformance,
+    OutageConformance,
+    ContenderConformance,
+    RawConformance,
 ):
     """All groups; subclass this and give `make_store`."""
 
 
-__all__ = ["BackendConformance", "Conformance", "eventually"]
+__all__ = ["BackendConformance", "Conformance", "Cuttable", "eventually"]

@@ -11,6 +11,7 @@ from .backend import Capability
 from .candidate import Candidate, Term
 from .conformance_store import Conformance, eventually
 from .errors import (
+    AlreadyRunning,
     LeadershipLost,
     NotLeader,
     NotSupported,
@@ -80,6 +81,26 @@ class LockConformance(Conformance):
         assert not lock.is_held()
         assert lock.acquire(timeout=self.patience) > token
         lock.release()
+
+    def test_one_object_is_one_holder(self, store: Store, directory: str) -> None:
+        lock = store.lock(f"{directory}/lock", ttl=30)
+        with lock:
+            with pytest.raises(AlreadyRunning):
+                lock.acquire(timeout=0)
+            with pytest.raises(TimeoutError):
+                store.lock(f"{directory}/lock", ttl=30).acquire(timeout=0.2)
+            assert lock.is_held()
+
+    def test_closing_the_holders_store_releases_it(
+        self, store: Store, other: Store, directory: str
+    ) -> None:
+        lock = other.lock(f"{directory}/lock", ttl=30)
+        token = lock.acquire(timeout=self.patience)
+        other.close()
+        assert not lock.is_held()
+        with store.lock(f"{directory}/lock", ttl=30) as mine:
+            assert mine.token is not None
+            assert mine.token > token
 
     def test_it_is_renewed_for_as_long_as_it_is_held(self, store: Store, directory: str) -> None:
         with store.lock(f"{directory}/lock", ttl=self.ttl) as lock:
@@ -160,6 +181,78 @@ class ElectionConformance(Conformance):
             second.stop()
             assert lock.acquire(timeout=self.patience)
             lock.release()
+
+    def test_who_stops_waiting_takes_nothing_from_who_leads(
+        self, store: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        leader, second = (Candidate(store, f"{directory}/key", name, ttl=30) for name in "ab")
+        term = leader.campaign(timeout=self.patience)
+        with pytest.raises(TimeoutError):
+            second.campaign(timeout=0.2)
+        waiting = threads.submit(second.campaign)
+        self.until_waiting(second)
+        second.stop()
+        with pytest.raises(NotLeader):
+            waiting.result(self.patience)
+        assert term.wait_lost(0.2) is False
+        assert term.is_valid()
+        leader.stop()
+
+    def test_closing_the_leaders_store_hands_over(
+        self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        leader = Candidate(other, f"{directory}/key", "a", ttl=30)
+        second = Candidate(store, f"{directory}/key", "b", ttl=30)
+        term = leader.campaign(timeout=self.patience)
+        waiting = threads.submit(second.campaign)
+        self.until_waiting(second)
+        other.close()
+        assert not leader.is_leader()
+        assert waiting.result(self.patience).token > term.token
+        second.stop()
+
+    def test_a_function_runs_once_a_term_and_is_joined_before_the_next_leads(
+        self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        first, second = (
+            Candidate(each, f"{directory}/key", "x", ttl=30) for each in (store, other)
+        )
+        working, ended = threading.Event(), threading.Event()
+
+        def work(term: Term) -> None:
+            working.set()
+            assert term.wait_lost(self.patience)
+            assert not second.is_leader()
+            ended.set()
+
+        running = threads.submit(first.run, work)
+        assert working.wait(self.patience)
+        waiting = threads.submit(second.campaign)
+        self.until_waiting(second)
+        first.stop()
+        running.result(self.patience)
+        assert ended.is_set()
+        waiting.result(self.patience)
+        second.stop()
+
+    def test_the_same_value_with_a_new_token_is_another_leader_and_one_name(
+        self, store: Store, other: Store, directory: str
+    ) -> None:
+        key = f"{directory}/key"
+        with (
+            Follower(other, key).follow_election() as names,
+            Follower(other, key).observe() as observed,
+        ):
+            tokens = []
+            for _ in range(2):
+                with Candidate(store, key, "same", ttl=30).campaign(self.patience) as term:
+                    known = self.until_told(observed, lambda seen: seen.value == "same")
+                    assert known.token == term.token
+                    tokens.append(known.token)
+                    self.until_told(names, "same".__eq__)
+                self.until_told(observed, lambda seen: seen.state is LeaderState.NONE)
+                self.until_told(names, lambda name: name is None)
+            assert tokens[1] > tokens[0]
 
     def test_a_stop_while_waiting_leaves_no_entry(
         self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import uuid
 from abc import ABC, abstractmethod
@@ -12,6 +13,7 @@ from typing import TypeVar
 import pytest
 
 from .backend import Capability
+from .candidate import Campaigner
 from .clock import SystemClock
 from .errors import (
     ConfigurationError,
@@ -57,11 +59,19 @@ class Conformance(ABC):
         needs: the capabilities without which a group is skipped.
         ttl: seconds, for keys, locks and candidates that are meant to lapse.
         patience: seconds to wait for anything that is bound to happen.
+        longest: seconds after which a test's stores are closed under it, so that one that
+            waits for what never happens fails, and does not hang.
     """
 
     needs: frozenset[Capability] = frozenset()
     ttl: float = 2.0
     patience: float = 20.0
+    longest: float = 90.0
+
+    @property
+    def lapse(self) -> float:
+        """Seconds in which what nobody renews must have lapsed; a store may be slow to it."""
+        return 3 * self.ttl + self.patience
 
     @abstractmethod
     def make_store(self) -> Store:
@@ -69,7 +79,7 @@ class Conformance(ABC):
 
     @pytest.fixture
     def store(self, request: pytest.FixtureRequest) -> Iterator[Store]:
-        with self.make_store() as opened:
+        with self.bounded(self.make_store()) as opened:
             missing = self._needs_of(request) - opened.capabilities
             if missing:
                 pytest.skip(f"the backend does not offer {', '.join(sorted(missing))}")
@@ -77,7 +87,8 @@ class Conformance(ABC):
 
     def _needs_of(self, request: pytest.FixtureRequest) -> frozenset[Capability]:
         """What the group needs that the running test comes from."""
-        for group in type(self).__mro__:
+        # From the root: a subclass that overrides a test does not change what it needs.
+        for group in reversed(type(self).__mro__):
             if request.node.originalname in vars(group) and issubclass(group, Conformance):
                 return group.needs
         return self.needs
@@ -85,8 +96,20 @@ class Conformance(ABC):
     @pytest.fixture
     def other(self, store: Store) -> Iterator[Store]:
         """A second store on the same server: another process, as far as it can tell."""
-        with self.make_store() as opened:
+        with self.bounded(self.make_store()) as opened:
             yield opened
+
+    @contextlib.contextmanager
+    def bounded(self, store: Store) -> Iterator[Store]:
+        """Close `store` at the end of the block, or when a test hangs."""
+        timer = threading.Timer(self.longest, store.close)
+        timer.daemon = True
+        timer.start()
+        try:
+            with store:
+                yield store
+        finally:
+            timer.cancel()
 
     @pytest.fixture
     def directory(self, store: Store) -> Iterator[str]:
@@ -111,6 +134,14 @@ class Conformance(ABC):
         finally:
             timer.cancel()
         raise AssertionError(f"the wanted state was not told within {self.patience:g} s")
+
+    def until_waiting(self, contender: Campaigner) -> None:
+        """Wait until a candidate's or lock's run, in another thread, has begun."""
+        eventually(
+            lambda: contender._candidacy is not None and contender._candidacy.active,
+            self.patience,
+            "the start of its run",
+        )
 
 
 class KeyValueConformance(Conformance):
@@ -174,11 +205,65 @@ class KeyValueConformance(Conformance):
         assert left == {"dirX", "dirX/a", "dir.a"}
         store.delete_tree(f"{directory}/nothing")
 
-    @pytest.mark.parametrize("key", ["", "/", "a//b", "a/../b", "a/./b", "a\x00b"])
+    def test_keys_of_any_text_are_kept_as_they_are(self, store: Store, directory: str) -> None:
+        names = sorted(
+            [
+                "with space",
+                "ünïcödé/日本",
+                "per%20cent/%2F",
+                "a+b&c=d?e#f",
+                "x:y@z;w,v",
+                "dots.and-dashes_~!$()*'",
+                "UPPER/lower",
+                "back\\slash",
+                '"quoted"',
+            ]
+        )
+        for name in names:
+            store.put(f"{directory}/{name}", name)
+        assert [
+            (pair.key.removeprefix(f"{directory}/"), pair.value.decode())
+            for pair in store.list(directory)
+        ] == [(name, name) for name in names]
+        for name in names:
+            pair = store.get(f"{directory}/{name}")
+            assert pair is not None
+            assert pair.key == f"{directory}/{name}"
+            assert store.delete(f"{directory}/{name}") is True
+        assert store.list(directory) == []
+
+    def test_many_keys_and_a_large_value_are_given_whole(
+        self, store: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        keys = [f"{directory}/{number:03}" for number in range(300)]
+        for done in [threads.submit(store.put, key, key) for key in keys]:
+            done.result(self.patience)
+        assert [(pair.key, pair.value.decode()) for pair in store.list(directory)] == [
+            (key, key) for key in keys
+        ]
+        large = bytes(range(256)) * 400
+        large = large[: int(min(len(large), store.core.backend.maximum_value_size))]
+        assert store.put(f"{directory}/large", large).value == large
+        pair = store.get(f"{directory}/large")
+        assert pair is not None
+        assert pair.value == large
+        store.delete_tree(directory)
+        assert store.list(directory) == []
+
+    def test_a_key_may_be_a_directory_too(self, store: Store, directory: str) -> None:
+        store.put(f"{directory}/a", "1")
+        store.put(f"{directory}/a/b", "2")
+        assert [pair.value for pair in store.list(directory)] == [b"1", b"2"]
+        assert store.delete(f"{directory}/a") is True
+        assert [pair.key for pair in store.list(directory)] == [f"{directory}/a/b"]
+
+    @pytest.mark.parametrize("key", ["", "/", "a//b", "a/../b", "a/./b", "a\x00b", b"bytes"])
     def test_a_bad_key_is_refused_with_advice(self, store: Store, key: str) -> None:
-        for act in (store.get, store.delete, store.delete_tree):
+        for act in (store.get, store.exists, store.delete, store.delete_tree):
             with pytest.raises(ConfigurationError, match="key"):
                 act(key)
+        with pytest.raises(ConfigurationError, match="key"):
+            store.put(key, "x")
 
     def test_a_closed_store_says_so_and_may_be_closed_again(
         self, store: Store, directory: str
@@ -193,11 +278,11 @@ class TtlConformance(Conformance):
     needs = frozenset({Capability.KV, Capability.TTL})
 
     def test_a_key_with_a_ttl_lapses(self, store: Store, other: Store, directory: str) -> None:
+        began = store.clock.now()
         store.put(f"{directory}/key", "x", ttl=self.ttl)
         assert other.exists(f"{directory}/key")
-        eventually(
-            lambda: not other.exists(f"{directory}/key"), self.ttl + self.patience, "the lapse"
-        )
+        eventually(lambda: not other.exists(f"{directory}/key"), self.lapse, "the lapse")
+        assert store.clock.now() >= began + self.ttl, "it lapsed too early"
         assert store.list(directory) == []
 
     def test_a_key_that_is_put_again_lives_on(self, store: Store, directory: str) -> None:
@@ -212,9 +297,7 @@ class TtlConformance(Conformance):
         store.put(f"{directory}/key", "x", ttl=self.ttl)
         store.put(f"{directory}/key", "y")
         store.put(f"{directory}/sign", "x", ttl=self.ttl)
-        eventually(
-            lambda: not store.exists(f"{directory}/sign"), self.ttl + self.patience, "the lapse"
-        )
+        eventually(lambda: not store.exists(f"{directory}/sign"), self.lapse, "the lapse")
         assert store.exists(f"{directory}/key")
 
     def test_a_bad_ttl_is_refused_with_advice(self, store: Store, directory: str) -> None:
@@ -264,6 +347,43 @@ class CompareAndSwapConformance(Conformance):
         assert again.index != first.index
         with pytest.raises(KeyModified):
             store.atomic_put(key, "new", first)
+
+    def test_any_pair_that_the_store_gave_serves_as_previous(
+        self, store: Store, other: Store, directory: str
+    ) -> None:
+        key = f"{directory}/key"
+        store.put(key, "1")
+        (listed,) = other.list(directory)
+        store.atomic_put(key, "2", listed)
+        if Capability.WATCH in store.capabilities:
+            with other.watch(key) as states:
+                watched = next(states)
+            assert watched is not None
+            store.atomic_put(key, "3", watched)
+        read = other.get(key)
+        assert read is not None
+        store.atomic_delete(key, read)
+        for act in (
+            lambda: store.atomic_put(key, "4", read),
+            lambda: store.atomic_delete(key, read),
+        ):
+            with pytest.raises(KeyModified):
+                act()
+            assert store.get(key) is None, "a failed swap has made the key"
+
+    def test_a_swap_may_give_a_ttl_and_a_lapsed_key_is_an_absent_one(
+        self, store: Store, directory: str
+    ) -> None:
+        if Capability.TTL not in store.capabilities:
+            pytest.skip("the backend does not offer ttl")
+        key = f"{directory}/key"
+        created = store.atomic_put(key, "1", ttl=self.ttl)
+        renewed = store.atomic_put(key, "2", created, ttl=self.ttl)
+        eventually(lambda: not store.exists(key), self.lapse, "the lapse")
+        with pytest.raises(KeyModified):
+            store.atomic_put(key, "3", renewed)
+        made_again = store.atomic_put(key, "4")
+        assert made_again.index > renewed.index
 
     def test_concurrent_swaps_lose_nothing(
         self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor
@@ -329,6 +449,44 @@ class WatchConformance(Conformance):
             for number in range(200):
                 last = other.put(key, str(number))
             assert self.until_told(states, lambda pair: pair == last) == last
+
+    def test_two_watches_of_one_key_are_both_told_and_end_apart(
+        self, store: Store, other: Store, directory: str
+    ) -> None:
+        key = f"{directory}/key"
+        with store.watch(key) as first:
+            assert next(first) is None
+            with store.watch(key) as second:
+                assert next(second) is None
+                written = other.put(key, "1")
+                assert next(first) == next(second) == written
+            written = other.put(key, "2")
+            assert self.until_told(first, lambda pair: pair == written) == written
+
+    def test_no_state_is_told_twice_and_none_after_a_newer_one(
+        self, store: Store, other: Store, directory: str
+    ) -> None:
+        key = f"{directory}/key"
+        indexes = []
+        with store.watch(key) as states:
+            next(states)
+            for number in range(50):
+                last = other.put(key, str(number))
+            pair = None
+            while pair != last:
+                pair = next(states)
+                assert pair is not None
+                indexes.append(pair.index)
+        assert indexes == sorted(set(indexes))
+
+    def test_closing_the_store_ends_a_watch_that_waits(
+        self, other: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        states = other.watch(f"{directory}/key")
+        next(states)
+        waiting = threads.submit(lambda: list(states))
+        other.close()
+        assert waiting.result(self.patience) == []
 
     def test_another_key_is_not_told(self, store: Store, other: Store, directory: str) -> None:
         with store.watch(f"{directory}/key") as states:

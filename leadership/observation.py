@@ -174,6 +174,8 @@ class Cursor(Generic[T, V]):
         self._patience = patience
         self._observation: Observation[T] | None = None
         self._closed = False
+        self.told: object = None
+        """What the consumer really got last: its own to write."""
 
     async def next(self, told: object) -> tuple[object, V] | None:
         """What differs from `told`, as soon as something does; None: the end."""

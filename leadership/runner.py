@@ -14,9 +14,8 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 from .candidate import Candidate, Term
 from .child import Child, adopt_orphans, find_program
@@ -24,6 +23,7 @@ from .clock import Clock
 from .errors import LeadershipError
 from .events import Event, Released, StoreRecovered, StoreTrouble, TtlGranted, WorkOverran
 from .reporting import Reporter
+from .signals import telling_signals
 
 LOST = 3
 """The exit status with `once`, when the term was over before the command."""
@@ -31,6 +31,11 @@ LOST = 3
 # A wait is measured on a clock that may stand still in suspend, so after a
 # wake-up the guard looks at the right one no later than this.
 _LONGEST_NAP = 0.25
+
+# Not all systems know them all, so they are not looked up at import.
+_STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -108,7 +113,6 @@ class Runner:
         self._asked = 0
         self._over = threading.Event()
         self._job: _Job | None = None
-        # Its `put` may be called by a signal handler at any moment.
         self._mail: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
     def run(self) -> int:
@@ -122,14 +126,16 @@ class Runner:
         """
         adopt_orphans()
         guard = threading.Thread(target=self._guard, name="leadership-guard", daemon=True)
-        with self._listening():
-            guard.start()
+        # If it is ignored, the kernel reaps behind our back.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        guard.start()
+        with telling_signals(self._told, *_STOPPING, signal.SIGTSTP):
             try:
                 self._say_waiting()
                 self._candidate.run(self._work)
             finally:
                 self._over.set()
-                self._mail.put(None)
+        self._mail.put(None)
         guard.join()
         return self._status
 
@@ -183,31 +189,10 @@ class Runner:
         sentence = f"{name} waits to lead {key}"
         self._say("waiting", sentence, key=key, id=name, at=self._clock.now())
 
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Have signals posted to the guard; a handler itself may do next to nothing."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._mail.put(functools.partial(self._on_signal, signal.Signals(number)))
-
-        def refuse(number: int, frame: FrameType | None) -> None:
-            self._mail.put(self._on_suspend)
-
-        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), ask)
-        handlers[signal.SIGTSTP] = refuse
-        # What was ignored, as under nohup, stays so.
-        before = {
-            number: signal.signal(number, handler)
-            for number, handler in handlers.items()
-            if signal.getsignal(number) is not signal.SIG_IGN
-        }
-        # If it is ignored, the kernel reaps behind our back.
-        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _told(self, number: signal.Signals) -> None:
+        """A signal has come; on the thread that hears of signals."""
+        act = self._on_suspend if number == signal.SIGTSTP else self._on_signal
+        self._mail.put(functools.partial(act, number))
 
     # --- on the guard's thread ---
 
@@ -298,7 +283,7 @@ class Runner:
             self._reporter.close(0.5)
             os._exit(128 + number)
 
-    def _on_suspend(self) -> None:
+    def _on_suspend(self, number: signal.Signals) -> None:
         sentence = "not suspended: the command could not be stopped in time (send SIGTERM to end)"
         self._say("not-suspended", sentence, at=self._clock.now())
 

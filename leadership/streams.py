@@ -22,7 +22,6 @@ class Stream(Generic[V]):
     def __init__(self, core: Core, cursor: Cursor[Any, V]) -> None:
         self._core = core
         self._cursor = cursor
-        self._told: object = None
 
     def __iter__(self) -> Stream[V]:
         return self
@@ -34,10 +33,14 @@ class Stream(Generic[V]):
             StopIteration: the stream was closed, or its follower stopped.
             StoreError: as the store refused, or with `retry=None` could not be reached.
         """
-        seen = self._core.call(self._cursor.next, self._told)
+        core, cursor = self._core, self._cursor
+        # An exception that passes through here keeps this frame in its traceback,
+        # which somebody may keep. The stream must be collected all the same.
+        del self
+        seen = core.call(cursor.next, cursor.told)
         if seen is None:
             raise StopIteration
-        self._told, value = seen
+        cursor.told, value = seen
         return value
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from leadership.clock import SystemClock
 
 from .command import PATIENCE, PROGRAM, Command, environment, leadership
 from .conftest import MakeEtcd
+from .servers.etcd import EtcdServer
 from .servers.etcd_client import EtcdClient
 from .servers.fault_proxy import FaultProxy, Mode
 from .waiting import wait_until
@@ -496,9 +497,12 @@ class TestLeader:
         done = leadership("leader", "--key", key, "--json", LEADERSHIP_STORE=etcd.url)
         assert (json.loads(done.stdout)["leader"], done.returncode) == (None, 1)
 
-    def test_it_waits_for_one(self, etcd: EtcdClient, key: str, store: Store) -> None:
+    def test_it_waits_for_one(self, etcd_server: EtcdServer, key: str) -> None:
+        etcd = etcd_server
         options = ["--store", etcd.url, "--key", key, "--timeout", str(PATIENCE)]
-        with Command("leader", *options) as command:
+        with new_store(etcd.url) as store, Command("leader", *options) as command:
+            # It has looked, found nobody, and watches.
+            wait_until(lambda: etcd.count("etcd_debugging_mvcc_watcher_total") > 0, PATIENCE)
             with Candidate(store, key, "a", ttl=60).campaign(PATIENCE):
                 assert command.line() == "a"
             assert command.status() == 0
@@ -568,7 +572,9 @@ class TestBadInput:
 
     def test_a_store_that_never_answers_is_given_up(self, proxy: FaultProxy) -> None:
         proxy.set(Mode.STALL)
-        options = ["--store", f"etcd://{proxy.endpoint}", "--connect-timeout", "0.5"]
+        # A single request may take longer than the test.
+        url = f"etcd://{proxy.endpoint}?request_timeout={2 * PATIENCE}"
+        options = ["--store", url, "--connect-timeout", "0.5"]
         done = leadership("leader", *options, "--key", "k")
         assert done.returncode == 2
         assert "within 0.5 s" in done.stderr
