@@ -20,6 +20,7 @@ from ..errors import (
     AccessDenied,
     ConfigurationError,
     ForkedHandle,
+    HandleClosed,
     SessionLost,
     StoreError,
     StoreUnavailable,
@@ -118,7 +119,7 @@ class Connection:
     def link(self) -> Link:
         """The link in use, opened if there is none."""
         if self._closed:
-            raise StoreUnavailable("this etcd store is closed: make a new one")
+            raise HandleClosed("this etcd store is closed: make a new one")
         if self._link is None:
             endpoint = self._endpoints[self._at % len(self._endpoints)]
             self._link = Link(endpoint, self._open(endpoint))

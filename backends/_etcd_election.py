@@ -16,7 +16,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..backend import Contender, Context
-from ..errors import ConfigurationError, NotLeader, SessionLost, StoreError, StoreUnavailable
+from ..errors import (
+    ConfigurationError,
+    HandleClosed,
+    LeadershipError,
+    NotLeader,
+    SessionLost,
+    StoreError,
+    StoreUnavailable,
+)
 from ..events import LeaseRenewed, NestedElection, StoreRecovered, StoreTrouble, TtlGranted
 from ..lease import Claim, Lease, claim
 from ..session import Session, SessionPool, Slot
@@ -267,7 +275,7 @@ class EtcdSession(Session):
         if ended:
             return
         # If this fails it lapses by itself: nobody renews it any more.
-        with contextlib.suppress(StoreError):
+        with contextlib.suppress(LeadershipError):
             await self._connection.call_now(
                 lambda link: link.lease.LeaseRevoke,
                 etcdrpc.LeaseRevokeRequest(ID=self.id),
@@ -456,7 +464,7 @@ class EtcdContender(Contender):
                 self.entry_gone(DELETED)
                 return
 
-    def _guard_cut(self, error: StoreError) -> None:
+    def _guard_cut(self, error: LeadershipError) -> None:
         """A dead stream goes on by itself; one that cannot must be replaced by a read."""
         if isinstance(error, Compacted) and self.revision:
             self._backend.spawn(self._guard_anew())
@@ -487,7 +495,8 @@ class EtcdContender(Contender):
         if any(event.type == EVENT_DELETE for event in events):
             self._look_again()
 
-    def _predecessor_unknown(self, error: StoreError) -> None:
+    def _predecessor_unknown(self, error: LeadershipError) -> None:
+        # A dead stream goes on by itself; what ends for good needs another look.
         if not isinstance(error, StoreUnavailable):
             self._look_again()
 
@@ -592,7 +601,11 @@ class Election:
         return await self.connection.call(lambda link: link.kv.Txn, request, repeatable=True)
 
     def spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
+        async def until_closed() -> None:
+            with contextlib.suppress(HandleClosed):
+                await work
+
+        task = asyncio.ensure_future(until_closed())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

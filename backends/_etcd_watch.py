@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..clock import Clock
-from ..errors import AccessDenied, StoreError, StoreUnavailable
+from ..errors import (
+    AccessDenied,
+    HandleClosed,
+    LeadershipError,
+    StoreError,
+    StoreUnavailable,
+)
 from ._etcd_connection import Connection, Link, is_old_token, translate
 from ._grpc import END_OF_STREAM, etcdrpc, grpc
 
@@ -40,7 +46,7 @@ class Watch:
         range_end: bytes,
         revision: int,
         on_events: Callable[[Iterable[Any]], None],
-        on_cut: Callable[[StoreError], None],
+        on_cut: Callable[[LeadershipError], None],
     ) -> None:
         self.key = key
         self.range_end = range_end
@@ -76,7 +82,7 @@ class Watches:
         range_end: bytes,
         revision: int,
         on_events: Callable[[Iterable[Any]], None],
-        on_cut: Callable[[StoreError], None],
+        on_cut: Callable[[LeadershipError], None],
     ) -> Watch:
         """Watch from `revision` on; `range_end` as etcd has it, empty for one key."""
         watch = Watch(key, range_end, revision, on_events, on_cut)
@@ -106,6 +112,7 @@ class Watches:
 
     async def close(self) -> None:
         task, self._task = self._task, None
+        self._tell_cut(HandleClosed("this etcd store is closed: make a new one"))
         for watch in list(self._watches):
             watch.cancelled = True
         self._watches.clear()
@@ -242,7 +249,7 @@ class Watches:
             # The member lost its leader, or the like: the whole stream moves on.
             raise StoreUnavailable(f"etcd cancelled a watch: {response.cancel_reason}")
 
-    def _tell_cut(self, error: StoreError) -> None:
+    def _tell_cut(self, error: LeadershipError) -> None:
         for watch in list(self._watches):
             if not watch.cancelled:
                 watch.on_cut(error)

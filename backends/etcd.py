@@ -20,8 +20,10 @@ from ..backend import Address, Backend, Capability, Contender, Context, Entry, K
 from ..errors import (
     AccessDenied,
     ConfigurationError,
+    HandleClosed,
     KeyExists,
     KeyModified,
+    LeadershipError,
     StoreError,
     StoreUnavailable,
 )
@@ -271,14 +273,14 @@ class _Feed:
 
     def __init__(self) -> None:
         self._events: list[Any] = []
-        self._error: StoreError | None = None
+        self._error: LeadershipError | None = None
         self._some = asyncio.Event()
 
     def take(self, events: Iterable[Any]) -> None:
         self._events.extend(events)
         self._some.set()
 
-    def cut(self, error: StoreError) -> None:
+    def cut(self, error: LeadershipError) -> None:
         """Told to the consumer, who reads anew: so it is known that we were cut off."""
         self._error = error
         self._some.set()
@@ -293,7 +295,7 @@ class _Feed:
         await self._some.wait()
         self._some.clear()
         if self._error is not None:
-            if isinstance(self._error, (StoreUnavailable, AccessDenied)):
+            if isinstance(self._error, (StoreUnavailable, AccessDenied, HandleClosed)):
                 raise self._error
             raise StoreUnavailable(str(self._error))
         events, self._events = self._events, []

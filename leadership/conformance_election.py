@@ -313,6 +313,18 @@ class ElectionConformance(Conformance):
         follower.stop()
         assert loop.result(self.patience) == []
 
+    def test_closing_one_loop_of_a_follower_ends_it_and_not_the_other(
+        self, store: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        follower = Follower(store, f"{directory}/key")
+        with follower.follow_election() as closed, follower.follow_election() as kept:
+            assert next(closed) is next(kept) is None
+            loop = threads.submit(lambda: list(closed))
+            closed.close()
+            assert loop.result(self.patience) == []
+            with Candidate(store, f"{directory}/key", "a", ttl=30).campaign(self.patience):
+                assert self.until_told(kept, lambda name: name is not None) == "a"
+
     def test_a_deleted_entry_is_told_and_the_next_term_has_a_greater_token(
         self, store: Store, other: Store, directory: str
     ) -> None:

@@ -60,16 +60,6 @@ class TestEtcd(BackendConformance):
 
         return new_store(f"etcd://{proxy.endpoint}"), cut_off
 
-    @pytest.mark.xfail(
-        raises=TimeoutError,
-        reason="Watches.close in _etcd_watch.py tells nobody, so a raw watch waits for ever",
-    )
-    def test_after_its_close_every_call_fails_and_watches_have_ended(
-        self, store: Store, directory: str
-    ) -> None:
-        self.patience = 1.0
-        super().test_after_its_close_every_call_fails_and_watches_have_ended(store, directory)
-
 
 class PlainBackend(MemoryBackend):
     """A store that has nothing but keys."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import re
@@ -28,20 +29,14 @@ AFTER_KILL = re.compile(r"hand-over after SIGKILL: (\w) leads (\d+\.\d\d) s late
 AFTER_RESIGN = re.compile(r"hand-over after resign: (\w) leads (\d+\.\d) ms later")
 
 
-def remains(etcd: EtcdClient) -> list[str]:
-    return etcd.ctl("get", "--prefix", "--keys-only", "leadership-demo/").split()
-
-
-def candidates() -> list[str]:
-    """The processes of demos that run now."""
+def candidates(key: str) -> list[str]:
+    """The candidates' processes of one demo that run now."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError):
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if "-m leadership.demo leadership-demo/" in line:
-            found.append(line)
+            if f"-m leadership.demo {key}" in line:
+                found.append(line)
     return found
 
 
@@ -49,8 +44,20 @@ def demo(etcd: EtcdClient) -> Command:
     return Command("demo", "--store", etcd.url, "--ttl", str(TTL))
 
 
+def key_of(command: Command) -> str:
+    found = re.search(r"leadership-demo/\w+", command.line())
+    assert found is not None
+    return found[0]
+
+
+def assert_nothing_is_left(etcd: EtcdClient, key: str) -> None:
+    assert etcd.ctl("get", "--prefix", "--keys-only", key) == ""
+    assert candidates(key) == []
+
+
 def test_it_times_both_hand_overs_and_cleans_up(etcd: EtcdClient) -> None:
     with demo(etcd) as command:
+        key = key_of(command)
         assert command.status() == 0
         assert command.errors() == []
         shown = "\n".join(command.lines())
@@ -66,8 +73,8 @@ def test_it_times_both_hand_overs_and_cleans_up(etcd: EtcdClient) -> None:
     leaders = re.findall(r"(\w) \(process \d+\) leads", shown)
     assert leaders[1:] == [after_kill[1], after_resign[1]]
     assert len(set(leaders)) == 3
-    assert remains(etcd) == []
-    assert candidates() == []
+    assert re.search(rf"{leaders[0]} \(process \d+\) ended by signal 9", shown)
+    assert_nothing_is_left(etcd, key)
 
 
 def test_on_a_terminal_it_shows_a_table(etcd: EtcdClient) -> None:
@@ -100,21 +107,22 @@ def test_interrupted_it_leaves_nothing(
     etcd: EtcdClient, number: signal.Signals, status: int
 ) -> None:
     with demo(etcd) as command:
+        key = key_of(command)
         wait_until(lambda: "leads" in command.line(), what="a leader")
         command.send(number)
         assert command.status() == status
-        assert remains(etcd) == []
-        assert candidates() == []
+        assert_nothing_is_left(etcd, key)
         assert command.errors() == []
 
 
 def test_killed_it_leaves_nothing_either(etcd: EtcdClient) -> None:
     with demo(etcd) as command:
+        key = key_of(command)
         wait_until(lambda: "leads" in command.line(), what="a leader")
         command.send(signal.SIGKILL)
         command.status()
-        wait_until(lambda: candidates() == [], PATIENCE, "the candidates' end")
-        assert remains(etcd) == []
+        wait_until(lambda: candidates(key) == [], PATIENCE, "the candidates' end")
+        assert_nothing_is_left(etcd, key)
 
 
 def test_a_store_that_goes_away_is_a_failure(
