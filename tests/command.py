@@ -52,6 +52,7 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
             env=environment(**more),
+            start_new_session=True,
         )
         self.events: list[dict[str, Any]] = []
         self._output = _Lines(self.process.stdout)
@@ -81,6 +82,10 @@ class Command:
 
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def press(self, number: signal.Signals) -> None:
+        """Signal its process group, as a terminal does at Ctrl-C."""
+        os.killpg(self.process.pid, number)
 
     def status(self) -> int:
         """Wait for its end."""

@@ -11,7 +11,7 @@ from tests.servers.etcd import EtcdCluster, EtcdServer, installed_version
 from tests.servers.etcd_client import EtcdClient, ExternalEtcd
 from tests.servers.programs import ServerMissingError
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.etcd_elections"]
 
 MakeEtcd = Callable[..., EtcdServer]
 

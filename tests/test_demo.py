@@ -109,7 +109,10 @@ def test_interrupted_it_leaves_nothing(
     with demo(etcd) as command:
         key = key_of(command)
         wait_until(lambda: "leads" in command.line(), what="a leader")
-        command.send(number)
+        if number == signal.SIGINT:
+            command.press(number)
+        else:
+            command.send(number)
         assert command.status() == status
         assert_nothing_is_left(etcd, key)
         assert command.errors() == []

@@ -169,6 +169,12 @@ def test_example_testing(example: Example) -> None:
     example.run("testing")
 
 
+@pytest.mark.backend("memory")
+def test_example_faults(example: Example) -> None:
+    example.run("faults")
+    assert example.printed[0][0] == "cut off:"
+
+
 def test_example_backend(example: Example) -> None:
     backend = example.run("backend")["MyBackend"]
     assert issubclass(backend, Backend)
