@@ -289,6 +289,10 @@ class _Cut(Exception):
     """The channel was closed under a request: its outcome is unknown."""
 
 
+class NoRights(AccessDenied):
+    """The server knows us, and does not let us do this."""
+
+
 class Overloaded(StoreUnavailable):
     """The server answers, but cannot do it now: another channel would not help."""
 
@@ -316,7 +320,7 @@ def translate(error: grpc.aio.AioRpcError, endpoint: str) -> StoreError:
     code, details = error.code(), error.details() or ""
     where = f"etcd at {endpoint}"
     if code is grpc.StatusCode.PERMISSION_DENIED:
-        return AccessDenied(
+        return NoRights(
             f"{where}: {details}; give the user read and write rights on the keys it works with"
         )
     if code is grpc.StatusCode.UNAUTHENTICATED or "authentication failed" in details:

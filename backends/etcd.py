@@ -28,7 +28,7 @@ from ..errors import (
     StoreUnavailable,
 )
 from ..registry import nearest
-from ._etcd_connection import Connection, Credentials
+from ._etcd_connection import Connection, Credentials, NoRights
 from ._etcd_election import (
     EVENT_DELETE,
     Election,
@@ -106,7 +106,9 @@ class EtcdBackend(Backend):
         self._ttl_leases: dict[str, int] = {}
 
     async def connect(self) -> None:
-        await self._read(b"leadership/connect")
+        # A user who may only work below a prefix gets an answer all the same.
+        with contextlib.suppress(NoRights):
+            await self._read(b"leadership/connect")
 
     async def close(self) -> None:
         await self._election.close()

@@ -69,14 +69,15 @@ class Engine:
                 "a blocking call was made on the library's own thread; "
                 "call from a thread of yours, or use leadership.aio"
             )
+        future: concurrent.futures.Future[T] | None = None
         try:
             future = self.submit(work)
-            try:
-                return future.result(timeout)
-            except BaseException:
-                # Interrupted or timed out; done already when the work itself raised.
+            return _result(future, timeout)
+        except BaseException:
+            # Interrupted or timed out; done already when the work itself raised.
+            if future is not None:
                 future.cancel()
-                raise
+            raise
         finally:
             if self._closing and threading.current_thread().daemon:
                 # The interpreter is ending, and this thread with it. Nobody is
@@ -115,9 +116,39 @@ class Engine:
         closing = [asyncio.ensure_future(each.close()) for each in list(self.open)]
         try:
             if closing:
-                await asyncio.wait(closing, timeout=EXIT_SECONDS * 0.9)
+                await asyncio.wait(closing, timeout=EXIT_SECONDS * 0.8)
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            if rest:
+                # A task that is only dropped complains about it.
+                await asyncio.wait(rest, timeout=EXIT_SECONDS * 0.1)
         finally:
             self.loop.stop()
+
+
+_SLICE = 1.0
+"""Seconds after which the main thread looks up from a wait."""
+
+
+def _result(future: concurrent.futures.Future[T], timeout: float | None) -> T:
+    """The future's result; on the main thread no signal waits for longer than a slice.
+
+    Python runs signal handlers between two steps of the main thread. A signal
+    that comes just before the thread begins to wait for a lock does not
+    interrupt that wait, and its handler would run only at the end of it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return future.result(timeout)
+    clock = SystemClock()
+    deadline = None if timeout is None else clock.now() + timeout
+    while True:
+        remaining = _SLICE if deadline is None else min(_SLICE, deadline - clock.now())
+        try:
+            return future.result(max(0.0, remaining))
+        except TimeoutError:
+            if future.done() or (deadline is not None and clock.now() >= deadline):
+                raise
 
 
 class Dispatcher:

@@ -212,6 +212,8 @@ class Campaigner(CandidateBase[Term]):
     def stop(self) -> None:
         """Withdraw: idempotent, from any thread, also while waiting; then we may run again.
 
+        A run that has not begun yet (its first `next` is still to come) is not stopped.
+
         Returns when nothing is left of the run, or when waiting longer is of
         no use. Called by a function under `run` it only requests, and returns.
         """

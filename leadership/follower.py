@@ -106,7 +106,10 @@ class Follower(FollowerBase):
         return value
 
     def stop(self) -> None:
-        """End all observations; their iterators end. Idempotent, from any thread."""
+        """End all observations; their iterators end. Idempotent, from any thread.
+
+        An iterator whose first `next` is still to come begins a new observation.
+        """
         if not self.core.in_child():
             self.core.call(self._following.stop)
 

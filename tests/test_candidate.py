@@ -253,10 +253,12 @@ class TestStop:
         self, store: Store, pool: ThreadPoolExecutor
     ) -> None:
         candidate = Candidate(store, KEY, "a", ttl=60)
-        loop = pool.submit(lambda: list(candidate.run_for_election()))
-        wait_until(candidate.is_leader, 5, "the win")
+        seen: list[bool] = []
+        loop = pool.submit(seen.extend, candidate.run_for_election())
+        wait_until(lambda: seen == [False, True], 5, "the win")
         candidate.stop()
-        assert loop.result(5) == [False, True, False]
+        loop.result(5)
+        assert seen == [False, True, False]
         assert free(store)
 
     def test_stop_before_any_run_is_no_error(self, store: Store) -> None:
@@ -273,10 +275,12 @@ class TestStop:
         self, store: Store, pool: ThreadPoolExecutor
     ) -> None:
         candidate = Candidate(store, KEY, "a", ttl=60)
-        loop = pool.submit(lambda: list(candidate.run_for_election()))
-        wait_until(candidate.is_leader, 5, "the win")
+        seen: list[bool] = []
+        loop = pool.submit(seen.extend, candidate.run_for_election())
+        wait_until(lambda: seen == [False, True], 5, "the win")
         store.close()
-        assert loop.result(5) == [False, True, False]
+        loop.result(5)
+        assert seen == [False, True, False]
         with pytest.raises(HandleClosed):
             Candidate(store, KEY, "a")
         with pytest.raises(HandleClosed):

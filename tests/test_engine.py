@@ -58,6 +58,36 @@ def test_ctrl_c_interrupts_each_blocking_call_and_withdraws() -> None:
     assert printed.endswith("won\n")
 
 
+def test_a_signal_that_comes_before_the_wait_begins_is_not_missed() -> None:
+    printed = python(
+        PREPARE
+        + """
+    import signal
+    from leadership import _engine
+    really = _engine.Engine.submit
+    def submit(self, work):
+        # Blocked, it is delivered when nobody is there any more to interrupt the wait:
+        # another thread takes it, and only the flag for the main thread is set.
+        future = really(self, work)
+        if armed:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            os.kill(os.getpid(), signal.SIGINT)
+        return future
+    armed = []
+    _engine.Engine.submit = submit
+    term = candidate.campaign()
+    armed.append(True)
+    try:
+        term.wait_lost(20)
+    except KeyboardInterrupt:
+        print("interrupted")
+    armed.clear()
+    """,
+        seconds=10,
+    )
+    assert printed == "interrupted\n"
+
+
 def test_a_real_sigint_in_the_loop_withdraws() -> None:
     printed = python(
         PREPARE

@@ -79,6 +79,7 @@ class TestRights:
         server = make_etcd(auth=True)
         address = f"etcd://{LIMITED.name}:{LIMITED.password}@{server.endpoint}"
         with new_store(address) as store:
+            store.connect()
             with Candidate(store, f"{LIMITED_PREFIX}x", "a", ttl=2).campaign(timeout=10) as term:
                 assert Follower(store, f"{LIMITED_PREFIX}x").leader() == "a"
                 assert term.wait_lost(3) is False
