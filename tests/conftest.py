@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 
@@ -12,6 +13,11 @@ from tests.servers.etcd_client import EtcdClient, ExternalEtcd
 from tests.servers.programs import ServerMissingError
 
 pytest_plugins = ["pytester", "tests.etcd_elections"]
+
+# A shell's background job ignores SIGINT, and every program started from it would
+# too: with a handler here, they begin with the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeEtcd = Callable[..., EtcdServer]
 

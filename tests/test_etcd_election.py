@@ -74,7 +74,6 @@ class TestTwoProcesses:
         checked = leader.wait("checked")
         assert checked["leader"] is False, (leader.said[-5:], old, new)
         assert checked["token"] == old["token"] < new["token"]
-        leader.wait("standing", leader=False)
         # It queues again, behind the other.
         wait_until(lambda: len(entries(etcd, key)) == 2, 20, "its new entry")
         other.order("resign")
