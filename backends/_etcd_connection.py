@@ -32,6 +32,11 @@ from ._grpc import etcdrpc, grpc
 _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    # A stream on which nothing happens is pinged too, for as long as it lives:
+    # gRPC would fall silent after two pings, and a cut go unnoticed.
+    ("grpc.http2.max_pings_without_data", 0),
+    # Of its own it waits a minute for the answer to a ping, whatever stands above.
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     # Channels of the same process must not share a dead connection.
@@ -241,14 +246,25 @@ class Connection:
 
     # --- authentication ---
 
-    async def metadata(self, link: Link) -> Metadata:
-        """What a stream has to be opened with."""
+    async def metadata(self, link: Link, timeout: float | None = None) -> Metadata:
+        """What a stream has to be opened with; a link that does not give it is given up."""
+        asked_at = self._clock.now()
         try:
-            return (*await self._metadata(link, self._timeout), ("hasleader", "true"))
+            token = await self._metadata(link, self._timeout if timeout is None else timeout)
         except grpc.aio.AioRpcError as error:
-            raise translate(error, link.endpoint) from None
+            failure = translate(error, link.endpoint)
         except _Cut as error:
-            raise StoreUnavailable(f"etcd at {link.endpoint}: {error}") from None
+            failure = StoreUnavailable(f"etcd at {link.endpoint}: {error}")
+        else:
+            return (*token, ("hasleader", "true"))
+        if isinstance(failure, StoreUnavailable) and not isinstance(failure, Overloaded):
+            self.abandon_if_silent(link, asked_at)
+        raise failure
+
+    @property
+    def identifies(self) -> bool:
+        """Whether requests carry a token, which may have become too old."""
+        return self._credentials.user is not None
 
     def forget_token(self) -> None:
         """The server refused the token: get a new one before the next request."""
@@ -262,7 +278,11 @@ class Connection:
             if self._authenticating is None:
                 self._authenticating = asyncio.ensure_future(self._authenticate(link, timeout))
                 self._authenticating.add_done_callback(self._authenticated)
-            await asyncio.shield(self._authenticating)
+            # Whoever has less time than the one who began it does not wait for longer.
+            done, _ = await asyncio.wait([self._authenticating], timeout=max(0.001, timeout))
+            if not done:
+                raise _Cut("it did not answer the login in time")
+            done.pop().result()
         return (("token", self._token),) if self._token else ()
 
     def _authenticated(self, done: asyncio.Future[None]) -> None:
@@ -283,6 +303,7 @@ class Connection:
             self._token = ""
         else:
             self._token = answer.token
+        link.heard_at = self._clock.now()
 
 
 class _Cut(Exception):
@@ -311,7 +332,10 @@ def _contents(path: str | None) -> bytes | None:
 
 def is_old_token(error: grpc.aio.AioRpcError) -> bool:
     """Whether authenticating anew may help."""
-    details = error.details() or ""
+    return speaks_of_old_token(error.details() or "")
+
+
+def speaks_of_old_token(details: str) -> bool:
     return any(words in details for words in _OLD_TOKEN)
 
 
@@ -329,9 +353,13 @@ def translate(error: grpc.aio.AioRpcError, endpoint: str) -> StoreError:
         return AccessDenied(f"{where} wants a user and password: give both in the address")
     if "lease not found" in details:
         return SessionLost(f"{where}: {details}")
-    if "request is too large" in details:
+    if "request is too large" in details or "message larger than max" in details:
         return ValueTooLarge(
             f"{where}: {details}; store large data elsewhere, and its address here"
+        )
+    if "database space exceeded" in details:
+        return Overloaded(
+            f"{where}: {details}; compact and defragment it, then 'etcdctl alarm disarm'"
         )
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Overloaded(f"{where}: {details}")

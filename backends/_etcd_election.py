@@ -9,13 +9,14 @@ whole cluster, and survives its restarts.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..backend import Contender, Context
 from ..errors import (
+    AccessDenied,
     HandleClosed,
     LeadershipError,
     NotLeader,
@@ -27,52 +28,20 @@ from ..events import NestedElection
 from ..lease import Claim, claim
 from ..session import SessionPool, Slot
 from ._etcd_connection import Connection
+from ._etcd_requests import (
+    EVENT_DELETE,
+    created,
+    deleting,
+    end_of,
+    is_contender,
+    prefix_of,
+    putting,
+    reading,
+    unchanged,
+)
 from ._etcd_session import DELETED, ENDED, EtcdSession
 from ._etcd_watch import Compacted, Watch, Watches
 from ._grpc import etcdrpc
-
-EVENT_DELETE = 1
-
-_CONTENDER_NAME = re.compile(rb"[0-9a-f]+")
-
-
-def prefix_of(key: str) -> bytes:
-    return key.encode() + b"/"
-
-
-def end_of(prefix: bytes) -> bytes:
-    """The end of the range of all keys with this prefix, which ends in a slash."""
-    return prefix[:-1] + bytes([prefix[-1] + 1])
-
-
-def is_contender(key: bytes, prefix: bytes) -> bool:
-    """Whether a key is a contender's: a direct child whose name is a lease id.
-
-    Whatever else somebody keeps below the election's key must not block it.
-    """
-    return _CONTENDER_NAME.fullmatch(key, len(prefix)) is not None
-
-
-def created(key: bytes, revision: int) -> Any:
-    """The condition that `key` is still the one created at `revision`; 0: that there is none."""
-    return etcdrpc.Compare(
-        result=etcdrpc.Compare.EQUAL,
-        target=etcdrpc.Compare.CREATE,
-        key=key,
-        create_revision=revision,
-    )
-
-
-def reading(request: Any) -> Any:
-    return etcdrpc.RequestOp(request_range=request)
-
-
-def putting(request: Any) -> Any:
-    return etcdrpc.RequestOp(request_put=request)
-
-
-def deleting(key: bytes) -> Any:
-    return etcdrpc.RequestOp(request_delete_range=etcdrpc.DeleteRangeRequest(key=key))
 
 
 class EtcdContender(Contender):
@@ -82,7 +51,7 @@ class EtcdContender(Contender):
         self, backend: Election, key: str, value: bytes, ttl: float, own_session: bool
     ) -> None:
         self._backend = backend
-        self._key = key
+        self.key = key
         self._prefix = prefix_of(key)
         self._value = value
         self._slot: Slot[EtcdSession] = backend.sessions.reserve(key, ttl, own_session)
@@ -90,17 +59,25 @@ class EtcdContender(Contender):
         # Our entry's key and create revision; the revision is 0 while none is known to stand.
         self.name = b""
         self.revision = 0
+        # The revision of the last write to it that we know of.
+        self._written = 0
         # Whether a write may have made an entry that we have not seen.
         self._unsure = False
+        # Whether a removal was asked for, and not confirmed: it may come late.
+        self._leaving = False
         self._entering: asyncio.Future[Any] | None = None
         self._guard: Watch | None = None
         self._wake: asyncio.Future[None] | None = None
         self._lost: Callable[[str], None] | None = None
         self._told: str | None = None
+        self._closed = False
 
     # --- to win ---
 
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
+        if self._leaving:
+            # An entry that a delayed removal may still take must not lead.
+            await self.leave()
         self._lost = None
         while True:
             session = await self._slot.session()
@@ -156,6 +133,11 @@ class EtcdContender(Contender):
 
     async def _enter(self, session: EtcdSession) -> None:
         """Put our entry, unless an earlier attempt of unknown outcome already did."""
+        removal = session.removals.get(self.name)
+        if removal is not None:
+            done, _ = await asyncio.wait([removal], timeout=self._backend.context.request_timeout)
+            if not done:
+                raise StoreUnavailable(f"an earlier entry for {self.key!r} is not yet removed")
         if session.end_sweep(self.name):
             self._unsure = True
         if self._entering is None:
@@ -164,7 +146,7 @@ class EtcdContender(Contender):
         # waits for: `leave` does.
         entering = self._entering
         try:
-            revision, header = await asyncio.shield(entering)
+            revision, written, header = await asyncio.shield(entering)
         except BaseException:
             # It may have been done, or may still be, long after this moment.
             self._unsure = True
@@ -172,15 +154,15 @@ class EtcdContender(Contender):
         finally:
             if entering.done():
                 self._entering = None
-        self.revision = revision
+        self.revision, self._written = revision, written
         self._told = None
         session.entries[self.name] = self
         self._guard = self._backend.watches.watch(
             self.name, b"", header + 1, self._own_changed, self._guard_cut
         )
 
-    async def _put(self, session: EtcdSession) -> tuple[int, int]:
-        """The create revision of our entry, and the store's revision at that moment."""
+    async def _put(self, session: EtcdSession) -> tuple[int, int, int]:
+        """The create revision of our entry, that of its last write, and the store's then."""
         name = self.name
         request = etcdrpc.TxnRequest(
             compare=[created(name, 0)],
@@ -191,18 +173,40 @@ class EtcdContender(Contender):
         answer = await self._backend.connection.call(
             lambda link: link.kv.Txn, request, repeatable=False
         )
+        seen = answer.header.revision
         if answer.succeeded:
-            return answer.header.revision, answer.header.revision
+            return seen, seen, seen
         present = answer.responses[0].response_range.kvs[0]
+        revision, written = present.create_revision, present.mod_revision
         if present.value != self._value:
-            await self._backend.txn(self._rewriting(present.create_revision, self._value, session))
-        return present.create_revision, answer.header.revision
+            # If it is gone by now, the watch from here on tells.
+            written = await self._rewrite(session, revision, written, self._value) or written
+        return revision, written, seen
 
-    def _rewriting(self, revision: int, value: bytes, session: EtcdSession) -> Any:
-        return etcdrpc.TxnRequest(
-            compare=[created(self.name, revision)],
-            success=[putting(etcdrpc.PutRequest(key=self.name, value=value, lease=session.id))],
-        )
+    async def _rewrite(
+        self, session: EtcdSession, revision: int, written: int, value: bytes
+    ) -> int | None:
+        """Give the entry created at `revision` another value; None: it is gone.
+
+        Each write names the one before it, so that an older one of unknown
+        outcome, which arrives late, changes nothing.
+        """
+        name = self.name
+        put = etcdrpc.PutRequest(key=name, value=value, lease=session.id)
+        while True:
+            answer = await self._backend.txn(
+                etcdrpc.TxnRequest(
+                    compare=[created(name, revision), unchanged(name, written)],
+                    success=[putting(put)],
+                    failure=[reading(etcdrpc.RangeRequest(key=name, keys_only=True))],
+                )
+            )
+            if answer.succeeded:
+                return int(answer.header.revision)
+            present = answer.responses[0].response_range.kvs
+            if not present or present[0].create_revision != revision:
+                return None
+            written = present[0].mod_revision
 
     async def _look(self, session: EtcdSession) -> tuple[bytes | None, int]:
         """Who is next before us, or None when we are first; and the revision of that view."""
@@ -257,13 +261,19 @@ class EtcdContender(Contender):
 
     def _guard_cut(self, error: LeadershipError) -> None:
         """A dead stream goes on by itself; one that cannot must be replaced by a read."""
-        if isinstance(error, Compacted) and self.revision:
-            self._backend.spawn(self._guard_anew())
+        if self._guard is not None and self._guard.cancelled and self.revision:
+            # A refusal may be taken back; the deadline bounds what we may believe meanwhile.
+            self._backend.spawn(self._guard_anew(at_once=isinstance(error, Compacted)))
 
-    async def _guard_anew(self) -> None:
+    async def _guard_anew(self, at_once: bool) -> None:
         while self.revision and self._told is None:
             session = self._session
             assert session is not None
+            if not at_once:
+                await self._backend.context.clock.sleep(min(1.0, session.ttl / 10))
+            at_once = False
+            if not self.revision or self._told is not None:
+                return
             try:
                 answer = await self._backend.connection.call(
                     lambda link: link.kv.Range,
@@ -271,8 +281,6 @@ class EtcdContender(Contender):
                     repeatable=True,
                 )
             except StoreError:
-                # The deadline bounds what we may believe meanwhile.
-                await self._backend.context.clock.sleep(min(1.0, session.ttl / 10))
                 continue
             if not answer.kvs or answer.kvs[0].create_revision != self.revision:
                 self.entry_gone(DELETED)
@@ -287,8 +295,12 @@ class EtcdContender(Contender):
             self._look_again()
 
     def _predecessor_unknown(self, error: LeadershipError) -> None:
-        # A dead stream goes on by itself; what ends for good needs another look.
-        if not isinstance(error, StoreUnavailable):
+        # A dead stream goes on by itself; what ends for good needs another
+        # look, and a refusal our caller.
+        if isinstance(error, AccessDenied):
+            if self._wake is not None and not self._wake.done():
+                self._wake.set_exception(error)
+        elif not isinstance(error, StoreUnavailable):
             self._look_again()
 
     def _look_again(self) -> None:
@@ -310,11 +322,12 @@ class EtcdContender(Contender):
     async def proclaim(self, value: bytes) -> None:
         session, revision = self._session, self.revision
         if session is None or not revision or self._told is not None:
-            raise NotLeader(f"our entry for {self._key!r} is gone; campaign again")
-        answer = await self._backend.txn(self._rewriting(revision, value, session))
-        if not answer.succeeded:
+            raise NotLeader(f"our entry for {self.key!r} is gone; campaign again")
+        written = await self._rewrite(session, revision, self._written, value)
+        if written is None:
             self.entry_gone(DELETED)
-            raise NotLeader(f"our entry for {self._key!r} is gone; campaign again")
+            raise NotLeader(f"our entry for {self.key!r} is gone; campaign again")
+        self._written = written
         self._value = value
 
     async def leave(self) -> None:
@@ -324,18 +337,17 @@ class EtcdContender(Contender):
             await asyncio.wait([self._entering])
             done, self._entering = self._entering, None
             if done.exception() is None:
-                self.revision, _ = done.result()
+                self.revision, *_ = done.result()
         session = self._session
         if session is None or not (self.revision or self._unsure):
             self._forget()
             return
         if session.lease.ended is None:
-            # Nobody else writes below our lease's id, so no condition is
-            # needed, and what an unknown outcome left is removed as well.
-            answer = await self._backend.txn(etcdrpc.TxnRequest(success=[deleting(self.name)]))
+            self._leaving = True
+            removed_at = await self._backend.remove(self.name, self.revision)
             if self._unsure:
-                self._backend.sweep(session, self.name, answer.header.revision + 1)
-        self._unsure = False
+                self._backend.sweep(session, self.name, removed_at + 1)
+        self._leaving = self._unsure = False
         self._forget()
 
     def _forget(self) -> None:
@@ -349,9 +361,23 @@ class EtcdContender(Contender):
         self._told = None
 
     async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        session, revision = self._session, self.revision
+        left_over = bool(revision or self._unsure)
         self._forget()
         self._backend.forget(self)
-        await self._backend.sessions.give_back(self._slot, self._key)
+        if left_over and session is not None:
+            # `leave` was given up, and others may keep the lease alive: what
+            # stands on it, or may still appear, would block the election.
+            self._backend.remove_later(session, self.name, revision, then_sweep=True)
+        await self._backend.sessions.give_back(self._slot, self.key)
+
+
+def _directories_of(key: str) -> list[str]:
+    parts = key.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts))]
 
 
 class Election:
@@ -361,37 +387,46 @@ class Election:
         self.connection = connection
         self.watches = watches
         self.context = context
+        told: set[tuple[float, float]] = set()
         self.sessions: SessionPool[EtcdSession] = SessionPool(
-            lambda ttl: asyncio.ensure_future(EtcdSession.open(connection, watches, context, ttl))
+            lambda ttl: asyncio.ensure_future(
+                EtcdSession.open(connection, watches, context, ttl, told)
+            )
         )
-        self._keys: dict[str, int] = {}
+        # How many contenders each key has, and how many of these keys lie below each directory.
+        self._keys: collections.Counter[str] = collections.Counter()
+        self._below: collections.Counter[str] = collections.Counter()
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> EtcdContender:
-        self._warn_if_nested(key)
-        self._keys[key] = self._keys.get(key, 0) + 1
+        if key not in self._keys:
+            self._warn_if_nested(key)
+            self._below.update(_directories_of(key))
+        self._keys[key] += 1
         return EtcdContender(self, key, value, ttl, own_session)
 
     def forget(self, contender: EtcdContender) -> None:
-        key = contender._key
-        self._keys[key] = self._keys.get(key, 1) - 1
+        key = contender.key
+        self._keys[key] -= 1
         if self._keys[key] <= 0:
             del self._keys[key]
+            for directory in _directories_of(key):
+                self._below[directory] -= 1
+                if self._below[directory] <= 0:
+                    del self._below[directory]
 
     def _warn_if_nested(self, key: str) -> None:
-        if key in self._keys:
-            return
-        parts = key.split("/")
-        above = ("/".join(parts[:n]) for n in range(1, len(parts)))
-        for other in above:
-            if other in self._keys:
-                self.context.emit(NestedElection(key, self.context.clock.now(), other))
+        others = [directory for directory in _directories_of(key) if directory in self._keys]
+        if key in self._below:
+            others.append(next(other for other in self._keys if other.startswith(key + "/")))
+        for other in others:
+            self.context.emit(NestedElection(key, self.context.clock.now(), other))
 
     async def txn(self, request: Any) -> Any:
         """A transaction that may be sent twice, because it names its own entry or only reads."""
         return await self.connection.call(lambda link: link.kv.Txn, request, repeatable=True)
 
-    def spawn(self, work: Any) -> None:
+    def spawn(self, work: Any) -> asyncio.Future[None]:
         async def until_closed() -> None:
             with contextlib.suppress(HandleClosed):
                 await work
@@ -399,25 +434,64 @@ class Election:
         task = asyncio.ensure_future(until_closed())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def remove(self, name: bytes, revision: int) -> int:
+        """Remove the entry created at `revision` (0: unknown), and any other there is by now.
+
+        Never without its revision: a request that arrives late, when another
+        try has long been confirmed, must not hit an entry made since.
+
+        Returns the store's revision at which there was none.
+        """
+        while True:
+            answer = await self.txn(
+                etcdrpc.TxnRequest(
+                    compare=[created(name, revision)],
+                    success=[deleting(name)] if revision else [],
+                    failure=[reading(etcdrpc.RangeRequest(key=name, keys_only=True))],
+                )
+            )
+            present = () if answer.succeeded else answer.responses[0].response_range.kvs
+            if not present:
+                return int(answer.header.revision)
+            revision = present[0].create_revision
 
     def sweep(self, session: EtcdSession, name: bytes, revision: int) -> None:
         """Remove an entry that a write of unknown outcome may still make, while the lease lives."""
 
         def appeared(events: Iterable[Any]) -> None:
-            if any(event.type != EVENT_DELETE for event in events):
-                self.spawn(self._remove(session, name))
+            puts = [event.kv.create_revision for event in events if event.type != EVENT_DELETE]
+            if puts:
+                self.remove_later(session, name, puts[-1], then_sweep=False)
+
+        def cut(error: LeadershipError) -> None:
+            if watch.cancelled and session.sweeps.get(name) is watch:
+                del session.sweeps[name]
+                self.remove_later(session, name, 0, then_sweep=True)
 
         session.end_sweep(name)
-        session.sweeps[name] = self.watches.watch(name, b"", revision, appeared, lambda error: None)
+        watch = session.sweeps[name] = self.watches.watch(name, b"", revision, appeared, cut)
 
-    async def _remove(self, session: EtcdSession, name: bytes) -> None:
-        while name in session.sweeps:
-            try:
-                await self.txn(etcdrpc.TxnRequest(success=[deleting(name)]))
-            except StoreError:
-                await self.context.clock.sleep(min(1.0, session.ttl / 10))
-            else:
+    def remove_later(
+        self, session: EtcdSession, name: bytes, revision: int, *, then_sweep: bool
+    ) -> None:
+        """Remove an entry for which nobody waits, however long it takes, while the lease lives."""
+
+        async def work() -> None:
+            while session.lease.ended is None:
+                try:
+                    removed_at = await self.remove(name, revision)
+                except StoreError:
+                    await self.context.clock.sleep(min(1.0, session.ttl / 10))
+                    continue
+                if then_sweep and session.lease.ended is None:
+                    self.sweep(session, name, removed_at + 1)
                 return
+
+        if session.lease.ended is None and name not in session.removals:
+            removal = session.removals[name] = self.spawn(work())
+            removal.add_done_callback(lambda _: session.removals.pop(name, None))
 
     async def close(self) -> None:
         await self.sessions.close()

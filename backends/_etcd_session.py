@@ -57,6 +57,8 @@ class EtcdSession(Session):
         self.entries: dict[bytes, Holder] = {}
         # The watches for entries that a write of unknown outcome may still make.
         self.sweeps: dict[bytes, Watch] = {}
+        # Removals under way: nobody enters by such a name before they are confirmed.
+        self.removals: dict[bytes, asyncio.Future[None]] = {}
         self._stream: tuple[Link, Any] | None = None
         self._failures = 0
         self.confirmed = asyncio.Event()
@@ -64,9 +66,18 @@ class EtcdSession(Session):
 
     @classmethod
     async def open(
-        cls, connection: Connection, watches: Watches, context: Context, ttl: float
+        cls,
+        connection: Connection,
+        watches: Watches,
+        context: Context,
+        ttl: float,
+        told: set[tuple[float, float]],
     ) -> EtcdSession:
-        """Grant a lease; what the server granted counts, not what was asked for."""
+        """Grant a lease; what the server granted counts, not what was asked for.
+
+        Args:
+            told: the pairs of an asked and another granted ttl that were told already.
+        """
         # The lease clock starts before the send: the server's cannot have started earlier.
         sent_at = context.clock.now()
         asked = math.ceil(ttl)
@@ -86,7 +97,9 @@ class EtcdSession(Session):
                     f"etcd grants a ttl of {granted.TTL} s instead of {ttl:g} s: "
                     f"ask for {granted.TTL}, or leave strict_ttl out"
                 )
-            context.emit(TtlGranted("", context.clock.now(), ttl, float(granted.TTL)))
+            if (ttl, session.ttl) not in told:
+                told.add((ttl, session.ttl))
+                context.emit(TtlGranted("", context.clock.now(), ttl, session.ttl))
         return session
 
     async def _keep(self) -> None:
@@ -132,7 +145,7 @@ class EtcdSession(Session):
         if self._stream is not None and not self._stream[0].abandoned:
             return self._stream
         link = self._connection.link()
-        metadata = await self._connection.metadata(link)
+        metadata = await self._connection.metadata(link, limit)
         self._stream = (link, link.lease.LeaseKeepAlive(metadata=metadata))
         return self._stream
 

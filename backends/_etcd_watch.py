@@ -21,7 +21,7 @@ from ..errors import (
     StoreError,
     StoreUnavailable,
 )
-from ._etcd_connection import Connection, Link, is_old_token, translate
+from ._etcd_connection import Connection, Link, is_old_token, speaks_of_old_token, translate
 from ._grpc import END_OF_STREAM, etcdrpc, grpc
 
 _PAUSE = 0.2
@@ -34,11 +34,20 @@ class Watch:
     Args:
         revision: the first revision that is of interest.
         on_events: is told of changes, in order, on the event loop; must not block.
-        on_cut: is told when the stream died (`StoreUnavailable`: it will go on
-            by itself), or when the watch cannot go on (any other error).
+        on_cut: is told when the stream died; the watch goes on by itself. Or,
+            when it is `cancelled`, that it cannot: `Compacted`, or refused.
     """
 
-    __slots__ = ("cancelled", "id", "key", "on_cut", "on_events", "range_end", "revision")
+    __slots__ = (
+        "cancelled",
+        "denied",
+        "id",
+        "key",
+        "on_cut",
+        "on_events",
+        "range_end",
+        "revision",
+    )
 
     def __init__(
         self,
@@ -55,6 +64,8 @@ class Watch:
         self.on_cut = on_cut
         self.id: int | None = None
         self.cancelled = False
+        # Refused once, perhaps only because the stream's token had become too old.
+        self.denied = False
 
 
 class Compacted(StoreError):
@@ -211,8 +222,14 @@ class Watches:
                 self._refused(watch, response)
             elif watch.cancelled:
                 self._end(response.watch_id)
+            elif response.header.revision + 1 < watch.revision:
+                # The store was restored from a backup, or this member lags
+                # behind: it would be silent until it gets there.
+                self._end(response.watch_id)
+                self._give_up(watch, Compacted("the store is behind the watched revisions"))
             else:
                 watch.id = response.watch_id
+                watch.denied = False
                 self._by_id[response.watch_id] = watch
             return
         found = self._by_id.get(response.watch_id)
@@ -232,22 +249,28 @@ class Watches:
     def _refused(self, watch: Watch, response: Any) -> None:
         if watch.cancelled:
             return
+        denied = "permission denied" in response.cancel_reason
         if response.compact_revision:
-            self._watches.discard(watch)
-            watch.cancelled = True
-            watch.on_cut(Compacted("the watched revisions were compacted away"))
-        elif "permission denied" in response.cancel_reason:
-            self._watches.discard(watch)
-            watch.cancelled = True
-            watch.on_cut(
-                AccessDenied(
-                    f"etcd does not let us watch {watch.key.decode(errors='replace')!r}: "
-                    "give the user read rights on it"
-                )
+            self._give_up(watch, Compacted("the watched revisions were compacted away"))
+        elif denied and (watch.denied or not self._connection.identifies):
+            refusal = AccessDenied(
+                f"etcd does not let us watch {watch.key.decode(errors='replace')!r}: "
+                "give the user read rights on it"
             )
+            self._give_up(watch, refusal)
         else:
-            # The member lost its leader, or the like: the whole stream moves on.
+            # The stream's token is too old, which etcd before 3.5.5 calls
+            # "permission denied"; or the member lost its leader, or the like.
+            # The whole stream moves on.
+            if denied or speaks_of_old_token(response.cancel_reason):
+                watch.denied = denied
+                self._connection.forget_token()
             raise StoreUnavailable(f"etcd cancelled a watch: {response.cancel_reason}")
+
+    def _give_up(self, watch: Watch, error: LeadershipError) -> None:
+        """A watch that cannot go on; the stream ends with the last one."""
+        self.cancel(watch)
+        watch.on_cut(error)
 
     def _tell_cut(self, error: LeadershipError) -> None:
         for watch in list(self._watches):

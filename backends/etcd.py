@@ -29,15 +29,16 @@ from ..errors import (
 )
 from ..registry import nearest
 from ._etcd_connection import Connection, Credentials, NoRights
-from ._etcd_election import (
+from ._etcd_election import Election
+from ._etcd_requests import (
     EVENT_DELETE,
-    Election,
     created,
     deleting,
     end_of,
     is_contender,
     prefix_of,
     putting,
+    unchanged,
 )
 from ._etcd_watch import Watches
 from ._grpc import etcdrpc
@@ -102,8 +103,7 @@ class EtcdBackend(Backend):
         self._watches = Watches(self._connection, context.clock)
         self._connection.on_abandon = self._watches.interrupt
         self._election = Election(self._connection, self._watches, context)
-        # The leases of keys put with a ttl, by key: one that is replaced is not left to lapse.
-        self._ttl_leases: dict[str, int] = {}
+        self._ttl_leases = _TtlLeases()
 
     async def connect(self) -> None:
         # A user who may only work below a prefix gets an answer all the same.
@@ -138,7 +138,7 @@ class EtcdBackend(Backend):
         self, key: str, value: bytes, previous: KVPair | None, ttl: float | None = None
     ) -> KVPair:
         name = key.encode()
-        condition = created(name, 0) if previous is None else _unchanged(name, previous)
+        condition = created(name, 0) if previous is None else unchanged(name, previous.index)
         return await self._put(key, value, ttl, condition)
 
     async def _put(self, key: str, value: bytes, ttl: float | None, condition: Any) -> KVPair:
@@ -155,11 +155,11 @@ class EtcdBackend(Backend):
             if condition.target == etcdrpc.Compare.CREATE:
                 raise KeyExists(f"{key!r} is there already: read it and give it as previous")
             raise KeyModified(f"{key!r} changed or went since it was read: read it again")
-        replaced = self._ttl_leases.pop(key, 0)
-        if lease:
-            self._ttl_leases[key] = lease
-        await self._revoke(replaced)
-        return KVPair(key, value, answer.header.revision)
+        now = self.context.clock.now()
+        lapses_at = now if ttl is None else now + 2 * ttl
+        written = answer.header.revision
+        await self._revoke(self._ttl_leases.replace(key, written, lease, lapses_at, now))
+        return KVPair(key, value, written)
 
     async def _grant(self, ttl: float) -> int:
         granted = await self._connection.call(
@@ -182,17 +182,17 @@ class EtcdBackend(Backend):
 
     async def delete(self, key: str) -> bool:
         answer = await self._write(etcdrpc.TxnRequest(success=[deleting(key.encode())]))
-        await self._revoke(self._ttl_leases.pop(key, 0))
+        await self._revoke(self._ttl_leases.drop(key, answer.header.revision))
         return bool(answer.responses[0].response_delete_range.deleted)
 
     async def atomic_delete(self, key: str, previous: KVPair) -> None:
         name = key.encode()
         answer = await self._write(
-            etcdrpc.TxnRequest(compare=[_unchanged(name, previous)], success=[deleting(name)])
+            etcdrpc.TxnRequest(compare=[unchanged(name, previous.index)], success=[deleting(name)])
         )
         if not answer.succeeded:
             raise KeyModified(f"{key!r} changed or went since it was read: read it again")
-        await self._revoke(self._ttl_leases.pop(key, 0))
+        await self._revoke(self._ttl_leases.drop(key, answer.header.revision))
 
     async def list(self, directory: str) -> Pairs:
         answer = await self._read(**_below(directory))
@@ -202,7 +202,11 @@ class EtcdBackend(Backend):
         below = etcdrpc.RequestOp(
             request_delete_range=etcdrpc.DeleteRangeRequest(**_below(directory))
         )
-        await self._election.txn(etcdrpc.TxnRequest(success=[deleting(directory.encode()), below]))
+        # The root is in no range of its own descendants' but the one of all keys.
+        itself = [deleting(directory.encode())] if directory else []
+        answer = await self._election.txn(etcdrpc.TxnRequest(success=[*itself, below]))
+        leases = self._ttl_leases.drop_tree(directory, answer.header.revision)
+        await asyncio.gather(*map(self._revoke, leases))
 
     # --- watches ---
 
@@ -270,16 +274,62 @@ class EtcdBackend(Backend):
                         entries[name] = Entry(event.kv.value, event.kv.create_revision)
 
 
+class _TtlLeases:
+    """The leases of the keys that were put with a ttl: one that is replaced is not left to lapse.
+
+    Answers may come in another order than the writes were done. So each method
+    goes by the store's revision, and never names a lease that the key's last
+    write, as far as it is known here, hangs on.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[str, tuple[int, int, float]] = {}
+        self._look_at = 64
+
+    def replace(self, key: str, revision: int, lease: int, lapses_at: float, now: float) -> int:
+        """`key` was written at `revision`, on `lease` (0: none). Returns the lease to revoke."""
+        before, written, _ = self._of.get(key, (0, 0, 0.0))
+        if written > revision:
+            return lease
+        if lease:
+            self._of[key] = lease, revision, lapses_at
+            self._forget_lapsed(now)
+        else:
+            self._of.pop(key, None)
+        return before
+
+    def drop(self, key: str, revision: int) -> int:
+        """`key` was not there at `revision`. Returns the lease to revoke."""
+        lease, written, _ = self._of.get(key, (0, 0, 0.0))
+        if written > revision:
+            return 0
+        self._of.pop(key, None)
+        return lease
+
+    def drop_tree(self, directory: str, revision: int) -> Iterable[int]:
+        below = f"{directory}/" if directory else ""
+        keys = [key for key in self._of if key == directory or key.startswith(below)]
+        return [lease for key in keys if (lease := self.drop(key, revision))]
+
+    def _forget_lapsed(self, now: float) -> None:
+        # Looking at all of them only when they have doubled costs little for each.
+        if len(self._of) >= self._look_at:
+            self._of = {key: entry for key, entry in self._of.items() if entry[2] > now}
+            self._look_at = max(64, 2 * len(self._of))
+
+
 class _Feed:
     """Hands a watch's events to one consumer, who may be slow."""
 
     def __init__(self) -> None:
-        self._events: list[Any] = []
+        # The last event of each key: what came before it no longer matters, and
+        # a consumer who never comes back must not make this grow.
+        self._events: dict[bytes, Any] = {}
         self._error: LeadershipError | None = None
         self._some = asyncio.Event()
 
     def take(self, events: Iterable[Any]) -> None:
-        self._events.extend(events)
+        self._events.update((event.kv.key, event) for event in events)
         self._some.set()
 
     def cut(self, error: LeadershipError) -> None:
@@ -288,7 +338,7 @@ class _Feed:
         self._some.set()
 
     async def next(self) -> Iterable[Any]:
-        """All events since the last call.
+        """The last event of each key since the last call.
 
         Raises:
             StoreUnavailable: the stream died, or cannot go on: read again.
@@ -300,21 +350,12 @@ class _Feed:
             if isinstance(self._error, (StoreUnavailable, AccessDenied, HandleClosed)):
                 raise self._error
             raise StoreUnavailable(str(self._error))
-        events, self._events = self._events, []
-        return events
+        events, self._events = self._events, {}
+        return events.values()
 
 
 def _pair(kv: Any) -> KVPair:
     return KVPair(kv.key.decode(errors="replace"), kv.value, kv.mod_revision)
-
-
-def _unchanged(name: bytes, previous: KVPair) -> Any:
-    return etcdrpc.Compare(
-        result=etcdrpc.Compare.EQUAL,
-        target=etcdrpc.Compare.MOD,
-        key=name,
-        mod_revision=previous.index,
-    )
 
 
 def _below(directory: str) -> dict[str, bytes]:
