@@ -52,10 +52,10 @@ class Engine:
         """Run `work` on the loop; never blocks."""
         try:
             self._check()
-            return asyncio.run_coroutine_threadsafe(work, self.loop)
         except BaseException:
             work.close()
             raise
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def call(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run `work` on the loop and wait for it; interruptible by Ctrl-C.
@@ -147,7 +147,10 @@ def _result(future: concurrent.futures.Future[T], timeout: float | None) -> T:
         try:
             return future.result(max(0.0, remaining))
         except TimeoutError:
-            if future.done() or (deadline is not None and clock.now() >= deadline):
+            # Done after all, in the moment since: what counts is its own outcome.
+            if future.done():
+                return future.result()
+            if deadline is not None and clock.now() >= deadline:
                 raise
 
 
@@ -207,7 +210,8 @@ def _tell(hooks: tuple[Hook, ...], event: Event) -> None:
 
 _engine: Engine | None = None
 _abandoned: list[Engine] = []
-_making = threading.Lock()
+# A signal handler may come here while its own thread is in the middle of it.
+_making = threading.RLock()
 
 
 def engine() -> Engine:
@@ -215,13 +219,14 @@ def engine() -> Engine:
     global _engine
     with _making:
         if _engine is None:
-            _engine = Engine()
+            made = Engine()
+            _engine = _engine or made
         return _engine
 
 
 def _after_fork_in_child() -> None:
     global _engine, _making
-    _making = threading.Lock()
+    _making = threading.RLock()
     if _engine is not None:
         # Kept, never collected: destructors of its sockets and channels would
         # act on what the parent still uses.

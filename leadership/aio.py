@@ -264,16 +264,20 @@ class _Progress:
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
         self.candidacy: Candidacy | None = None
+        self.former: Candidacy | None = None
+        self.begun = False
         # What the loop was really given, so that a cancelled call loses nothing.
         self.term: TermBase | None = None
         self.closed = False
 
-    async def step(self, first: bool, former: Candidacy | None) -> bool:
+    async def step(self) -> bool:
         core, candidacy = self.candidate.core, self.candidacy
         if candidacy is None or self.closed:
             raise StopAsyncIteration
-        if first:
-            await _on_engine(core, candidacy.begin, former)
+        if not self.begun:
+            # Again, if an earlier call was cancelled before it came to it.
+            await _on_engine(core, candidacy.begin, self.former)
+            self.begun = True
             return False
         if self.term is not None:
             await _on_engine(core, candidacy.wait_in_iterator, self.term)
@@ -306,13 +310,11 @@ class Elections:
         # coroutine does not hold the iterator: a cancelled task keeps its
         # traceback, and the iterator must be collected all the same.
         progress = self._progress
-        former: Candidacy | None = None
-        first = progress.candidacy is None and not progress.closed
-        if first:
-            progress.candidacy, former = progress.candidate._new_candidacy(single=False)
+        if progress.candidacy is None and not progress.closed:
+            progress.candidacy, progress.former = progress.candidate._new_candidacy(single=False)
         if progress.candidacy is not None:
             inside.enter(progress.candidacy)
-        return progress.step(first, former)
+        return progress.step()
 
     async def close(self) -> None:
         """Withdraw and release; at any moment, any number of times."""
@@ -539,7 +541,7 @@ class Store(StoreBase):
     async def close(self) -> None:
         """Withdraw all candidates and locks, end all watches, sessions and connections."""
         if not self.core.in_child():
-            await _on_engine(self.core, self.core.close)
+            await _on_engine(self.core, self.core.close, self._own_runs())
 
     async def __aenter__(self) -> Self:
         return self

@@ -224,8 +224,14 @@ class Campaigner(CandidateBase[Term]):
     close = stop
 
     def _leave(self, candidacy: Candidacy) -> None:
-        if not self.core.in_child():
+        if self.core.in_child():
+            return
+        try:
             self.core.call(candidacy.leave)
+        except BaseException:
+            # Interrupted: it withdraws all the same.
+            candidacy.give_up()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -351,6 +357,8 @@ class _Progress:
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
         self.candidacy: Candidacy | None = None
+        self.former: Candidacy | None = None
+        self.begun = False
         # What the loop was really given, so that an interrupted call loses nothing.
         self.term: TermBase | None = None
         self.closed = False
@@ -361,12 +369,14 @@ class _Progress:
         if self.closed:
             raise StopIteration
         if candidacy is None:
-            candidacy, former = self.candidate._new_candidacy(single=False)
+            candidacy, self.former = self.candidate._new_candidacy(single=False)
             self.candidacy = candidacy
-            inside.enter(candidacy)
-            core.call(candidacy.begin, former)
-            return False
         inside.enter(candidacy)
+        if not self.begun:
+            # Again, if an earlier call was interrupted before it came to it.
+            core.call(candidacy.begin, self.former)
+            self.begun = True
+            return False
         if self.term is not None:
             core.call(candidacy.wait_in_iterator, self.term)
             self.term = None

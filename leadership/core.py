@@ -139,9 +139,15 @@ class Core:
 
     # --- the end ---
 
-    async def close(self) -> None:
-        """Withdraw all candidates, end all watches, sessions and connections; on the engine."""
+    async def close(self, mine: Iterable[Candidacy] = ()) -> None:
+        """Withdraw all candidates, end all watches, sessions and connections; on the engine.
+
+        Args:
+            mine: the runs whose leader's code is the caller: not to be waited for.
+        """
         self.closed = True
+        for run in mine:
+            run.end_own_work()
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)

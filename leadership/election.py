@@ -28,7 +28,7 @@ from .events import (
     Withdrawn,
     WorkOverran,
 )
-from .lease import Claim
+from .lease import LAPSED, Claim
 from .retry import DEFAULT_RETRY, Retry, riding_out
 from .term import TermBase
 
@@ -104,6 +104,7 @@ class Candidacy:
         self._handed_over = False
         self._stopping = False
         self._given_up = False
+        self._after: Candidacy | None = None
         self._work: Work | None = None
         self._drive_task: asyncio.Task[None] | None = None
         self._contender: Contender | None = None
@@ -185,8 +186,16 @@ class Candidacy:
 
     async def wait_in_iterator(self, term: TermBase) -> None:
         """The loop body has come back for more: it does not work as leader while it waits here."""
+        work = self._work
         self._end_work()
-        await self.wait_over(term)
+        try:
+            await self.wait_over(term)
+        except asyncio.CancelledError:
+            # A time-out around `next`, or an interrupt that the body caught:
+            # it goes on as the leader's code, unless it is gone for good.
+            if work is not None and term is self.term and term.reason is None:
+                self._engage(work)
+            raise
 
     async def work_returned(self, term: TermBase) -> None:
         """A function under `run` has returned: give way, if it still led, and be released."""
@@ -237,6 +246,15 @@ class Candidacy:
         self._abandon()
         await self.gone()
 
+    def saw_lapse(self, term: TermBase) -> None:
+        """Somebody's question found the term lapsed; from any thread. It stays so."""
+        self._core.post(lambda: self._end_term(term, LAPSED))
+
+    def end_own_work(self) -> None:
+        """The leader's own code closes the store: a loop body or block is done with leading."""
+        if self._work is not None and not self._work.joined:
+            self._end_work()
+
     def cancel(self) -> None:
         """The store is closing and has waited long enough."""
         self._stopping = True
@@ -271,9 +289,15 @@ class Candidacy:
         wish = self.wish
         try:
             self._set_phase(Phase.IDLE)
-            if after is not None:
-                # At most one entry per candidate: the former run's must be gone.
-                await after._withdrawn.wait()
+            self._after = after
+            while self._after is not None:
+                # At most one entry per candidate: the former run's must be gone,
+                # and that of the one which itself was still waiting for another.
+                former = self._after
+                if former._drive_task is None:
+                    former._request_stop(STOPPED)
+                await former._withdrawn.wait()
+                self._after = former._after
             self._contender = contender = self._core.backend.contender(
                 wish.key, wish.value, wish.ttl, wish.own_session
             )
@@ -297,8 +321,9 @@ class Candidacy:
                 if self._single and self._handed_over:
                     break
         except asyncio.CancelledError:
-            # Only `_request_stop` and the closing store cancel, and both want the clean-up below.
-            pass
+            # `_request_stop` and the closing store cancel, and want the clean-up below.
+            if not self._stopping:
+                self.error = StoreUnavailable("the campaign was cancelled by the backend")
         except Exception as error:
             # Whatever it is, the consumer gets it: a run must not end in silence.
             self.error = error
@@ -318,15 +343,17 @@ class Candidacy:
             # The store is closing: its sessions end, and the entry with them.
             pass
         finally:
-            if self._contender is not None:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self._contender.close()
-            self._core.runs.discard(self)
-            if self.term is not None and not self.term.released.done():
-                self.term.released.set_result(None)
-            self._core.emit(Withdrawn(self.wish.key, self._clock.now(), self.wish.id))
-            self._withdrawn.set()
-            self._set_phase(Phase.WITHDRAWN)
+            try:
+                if self._contender is not None:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await self._contender.close()
+            finally:
+                self._core.runs.discard(self)
+                if self.term is not None and not self.term.released.done():
+                    self.term.released.set_result(None)
+                self._withdrawn.set()
+                self._set_phase(Phase.WITHDRAWN)
+                self._core.emit(Withdrawn(self.wish.key, self._clock.now(), self.wish.id))
 
     async def _win(self, contender: Contender) -> TermBase | None:
         """Campaign until a term has begun; None if it was over before it could be told."""

@@ -184,8 +184,9 @@ class Cursor(Generic[T, V]):
         observation = self._observation
         if observation is None:
             # Taken and joined in one step: nobody's leaving can stop it in between.
-            observation = self._observation = self._source()
+            observation = self._source()
             observation.join()
+            self._observation = observation
         while True:
             if self._closed or observation.stopped:
                 return None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from . import inside
 from .backend import Capability, KVPair
 from .checks import checked_key, checked_ttl, checked_value
 from .clock import Clock
@@ -17,6 +18,7 @@ from .retry import DEFAULT_RETRY
 from .streams import Stream
 
 if TYPE_CHECKING:
+    from .election import Candidacy
     from .lock import Lock
 
 T = TypeVar("T")
@@ -59,6 +61,10 @@ class StoreBase:
             lambda: Observation(self.core, path, lambda: backend.watch_tree(path), DEFAULT_RETRY),
             states,
         )
+
+    def _own_runs(self) -> builtins.list[Candidacy]:
+        """The runs whose leader's code is calling."""
+        return [run for run in list(self.core.runs) if inside.is_inside(run)]
 
     def _put(
         self, key: str, value: bytes | str, ttl: float | None
@@ -209,7 +215,7 @@ class Store(StoreBase):
         take until its deadline and by one request.
         """
         if not self.core.in_child():
-            self.core.call(self.core.close)
+            self.core.call(self.core.close, self._own_runs())
 
     def __enter__(self) -> Store:
         return self

@@ -32,6 +32,7 @@ class TermBase:
         "_clock",
         "_deadline",
         "_generation",
+        "_lapsed",
         "_lease",
         "_pid",
         "_reason",
@@ -62,6 +63,7 @@ class TermBase:
         self._clock = clock
         self._pid = os.getpid()
         self._reason: str | None = None
+        self._lapsed = False
         self._deadline = 0.0
         loop = asyncio.get_running_loop()
         self.over: asyncio.Future[str] = loop.create_future()
@@ -76,12 +78,20 @@ class TermBase:
         # The comparison itself is the guarantee; no thread has to have run
         # in between to set a flag. A fork's child shares no lease.
         generation, until = self._lease.state
-        return (
+        if (
             self._reason is None
+            and not self._lapsed
             and generation == self._generation
             and self._clock.now() < until
             and os.getpid() == self._pid
-        )
+        ):
+            return True
+        if not self._lapsed:
+            # A renewal that was confirmed in time may be stored only now, by a
+            # thread that was held up: whoever was told False must not be told True.
+            self._lapsed = True
+            self.candidacy.saw_lapse(self)
+        return False
 
     @property
     def valid_until(self) -> float:

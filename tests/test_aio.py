@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import threading
 import uuid
@@ -127,6 +128,49 @@ def test_a_standing_that_a_time_out_swallowed_is_told_again() -> None:
         assert await anext(standings) is False
         with pytest.raises(StopAsyncIteration):
             await anext(standings)
+
+    run(scenario)
+
+
+def test_a_body_that_polls_for_more_is_still_waited_for() -> None:
+    async def scenario(store: Store) -> None:
+        candidate = Candidate(store, KEY, "a", ttl=60)
+        standings = candidate.run_for_election()
+        assert [await anext(standings), await anext(standings)] == [False, True]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(standings), 0.02)
+        # From outside: in a context that has nothing of the body's.
+        resigning = asyncio.get_running_loop().create_task(
+            candidate.resign(), context=contextvars.Context()
+        )
+        await async_wait_until(lambda: not candidate.is_leader())
+        assert not await is_free(store), "released while the body was still at work"
+        assert await anext(standings) is False
+        assert await resigning is True
+        await standings.close()
+
+    run(scenario)
+
+
+def test_a_first_call_that_was_cancelled_at_once_is_made_up_for() -> None:
+    async def scenario(store: Store) -> None:
+        candidate = Candidate(store, KEY, "a", ttl=60)
+        standings = candidate.run_for_election()
+        for _ in range(2):
+            first = asyncio.ensure_future(anext(standings))
+            first.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+        async with asyncio.timeout(10):
+            assert [await anext(standings), await anext(standings)] == [False, True]
+        await standings.close()
+        never = candidate.run_for_election()
+        first = asyncio.ensure_future(anext(never))
+        first.cancel()
+        await asyncio.wait([first])
+        del never, first
+        async with candidate.campaign(timeout=10) as term:
+            assert term.is_valid()
 
     run(scenario)
 

@@ -520,6 +520,32 @@ class TestSafety:
                     term.check()
             assert term.wait_lost(5)
 
+    def test_who_was_told_false_is_never_told_true_again(self) -> None:
+        clock = ManualClock()
+        with new_store(f"memory://{uuid.uuid4()}", clock=clock) as store:
+            candidate = Candidate(store, KEY, "a", ttl=10)
+            term = candidate.campaign()
+            with blocked_engine(store):
+                clock.advance(10)
+                assert not term.is_valid()
+                # A renewal confirmed before the deadline, whose thread was held up until now.
+                generation, until = term._lease.state
+                term._lease.state = (generation, until + 10)
+                assert not term.is_valid()
+                assert not candidate.is_leader()
+            assert term.wait_lost(5), "the engine must hear of it too"
+
+    def test_a_body_that_closes_the_store_is_not_waited_for(self, events: list[Event]) -> None:
+        store = new_store(f"memory://{uuid.uuid4()}", hooks=[events.append])
+        began = store.clock.now()
+        with store:
+            kept = Candidate(store, KEY, "a", ttl=60).run_for_election()
+            for elected in kept:
+                if elected:
+                    break
+        assert store.clock.now() - began < 4
+        assert not told(events, WorkOverran)
+
 
 @contextlib.contextmanager
 def blocked_engine(store: Store) -> Iterator[None]:
