@@ -208,6 +208,9 @@ def test_a_store_that_is_down_does_not_hold_up_the_end(key: str) -> None:
     python(
         PREPARE
         + """
+    import logging
+    # The outage may be told before the end, and is no noise of the end.
+    logging.getLogger("leadership").setLevel(logging.CRITICAL)
     standings = candidate.run_for_election()
     next(standings)
     threading.Thread(target=next, args=[standings], daemon=True).start()
@@ -224,7 +227,8 @@ def test_a_server_that_is_killed_does_not_hold_up_the_end(
     printed = python(
         PREPARE
         + """
-    import signal
+    import logging, signal
+    logging.getLogger("leadership").setLevel(logging.CRITICAL)
     candidate.campaign()
     os.kill(int(os.environ["SERVER"]), signal.SIGSTOP)
     print("stopped")
