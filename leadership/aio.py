@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar
@@ -30,6 +29,7 @@ from .lock import LockBase
 from .observation import Cursor
 from .store import Pairs, StoreBase
 from .term import TermBase
+from .work import Kind
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,19 +61,18 @@ class Term(TermBase):
     async def resign(self) -> bool:
         """As `Candidate.resign`, but only ever this term; False when it was over already."""
         core = self._candidate.core
-        return await _on_engine(core, self.candidacy.resign, inside.is_inside(self.candidacy), self)
+        return await _on_engine(core, self.candidacy.resign, inside.caller(self.candidacy), self)
 
     async def __aenter__(self) -> Self:
-        inside.enter(self.candidacy)
         try:
-            await _on_engine(
-                self._candidate.core, self.candidacy.engage, self, threading.current_thread()
-            )
+            inside.enter(self.candidacy, block=True)
+            caller = inside.caller(self.candidacy)
+            await _on_engine(self._candidate.core, self.candidacy.engage, self, caller)
+            return self
         except BaseException:
             # The block is not entered, so nobody would leave it.
-            self.candidacy.give_up()
+            self.candidacy.give_up(inside.caller(self.candidacy))
             raise
-        return self
 
     async def __aexit__(
         self,
@@ -81,7 +80,15 @@ class Term(TermBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._candidate._leave(self.candidacy, self)
+        try:
+            inside.leave(self.candidacy)
+            caller = inside.caller(self.candidacy)
+            if not self._candidate.core.in_child():
+                await _on_engine(self._candidate.core, self.candidacy.leave_block, self, caller)
+        except BaseException:
+            # Cancelled or interrupted: the block is over all the same.
+            self.candidacy.give_up(inside.caller(self.candidacy))
+            raise
 
 
 class Campaigning:
@@ -120,39 +127,45 @@ class Campaigner(CandidateBase[Term]):
         limit = checked_timeout(timeout)
         candidacy, former = self._new_candidacy(single=True)
         try:
-            async with asyncio.timeout(limit):
-                await _on_engine(self.core, candidacy.begin, former)
-                term = await _on_engine(self.core, candidacy.lead)
-        except TimeoutError:
-            await self._leave(candidacy)
-            raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
+            try:
+                async with asyncio.timeout(limit):
+                    await _on_engine(self.core, candidacy.begin, former)
+                    term = await _on_engine(self.core, candidacy.lead)
+            except TimeoutError:
+                await self._leave(candidacy)
+                raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
+            if term is None:
+                raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
+            assert isinstance(term, Term)
+            return term
         except BaseException:
+            # Cancelled or interrupted at whatever step: nobody would hear that we lead.
             candidacy.give_up()
             raise
-        if term is None:
-            raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
-        inside.enter(candidacy)
-        assert isinstance(term, Term)
-        return term
 
     async def stop(self) -> None:
         """As `leadership.Candidate.stop`: idempotent, at any moment."""
         candidacy = self._candidacy
-        if candidacy is not None and not self.core.in_child():
-            await _on_engine(self.core, candidacy.stop, inside.is_inside(candidacy))
+        if candidacy is not None:
+            await self._stop(candidacy, inside.caller(candidacy))
 
     close = stop
 
-    async def _leave(self, candidacy: Candidacy, block: Term | None = None) -> None:
-        """Withdraw (at the end of a block: as that asks), also when cancelled meanwhile."""
-        if self.core.in_child():
-            return
+    async def _stop(self, candidacy: Candidacy, caller: inside.Caller) -> None:
         try:
-            if block is None:
+            if not self.core.in_child():
+                await _on_engine(self.core, candidacy.stop, caller)
+        except BaseException:
+            # Cancelled or interrupted: it withdraws all the same.
+            candidacy.stop_soon(caller)
+            raise
+
+    async def _leave(self, candidacy: Candidacy) -> None:
+        """Withdraw, also when cancelled meanwhile."""
+        try:
+            if not self.core.in_child():
                 await _on_engine(self.core, candidacy.leave)
-            else:
-                await _on_engine(self.core, candidacy.leave_block, block)
-        except asyncio.CancelledError:
+        except BaseException:
             candidacy.give_up()
             raise
 
@@ -198,34 +211,43 @@ class Candidate(Campaigner):
         withdraws us, and is raised.
         """
         candidacy, former = self._new_candidacy(single=False)
-        inside.enter(candidacy)
         try:
+            inside.enter(candidacy)
+            caller = inside.caller(candidacy)
             await _on_engine(self.core, candidacy.begin, former)
             while True:
-                term = await _on_engine(
-                    self.core, candidacy.lead, threading.current_thread(), joined=True
-                )
+                term = await _on_engine(self.core, candidacy.lead, caller, Kind.FUNCTION)
                 if term is None:
                     return
                 assert isinstance(term, Term)
                 await self._work(work, term)
                 await _on_engine(self.core, candidacy.work_returned, term)
+        except GeneratorExit:
+            # The event loop was closed under us: nothing can be awaited any more.
+            candidacy.give_up()
+            raise
         finally:
-            await self._leave(candidacy)
+            if not candidacy.given_up:
+                await self._leave(candidacy)
 
     async def _work(self, work: Callable[[Term], Awaitable[object]], term: Term) -> None:
         """Run `work` until it ends or is cancelled at the end of the term; always joined."""
         working = asyncio.ensure_future(work(term))
         losing = asyncio.ensure_future(term.wait_lost())
+        ours = joinable = True
         try:
             await asyncio.wait({working, losing}, return_when=asyncio.FIRST_COMPLETED)
+        except GeneratorExit:
+            joinable = False
+            raise
         finally:
-            losing.cancel()
-            ours = not working.done()
-            if ours:
-                working.cancel()
-            # Until it has ended we are not done, whoever cancels us.
-            await _joined(working)
+            if joinable:
+                losing.cancel()
+                ours = not working.done()
+                if ours:
+                    working.cancel()
+                # Until it has ended we are not done, whoever cancels us.
+                await _joined(working)
         if ours and working.cancelled():
             return
         with contextlib.suppress(LeadershipLost):
@@ -244,7 +266,7 @@ class Candidate(Campaigner):
         candidacy = self._candidacy
         if candidacy is None or self.core.in_child():
             return False
-        return await _on_engine(self.core, candidacy.resign, inside.is_inside(candidacy))
+        return await _on_engine(self.core, candidacy.resign, inside.caller(candidacy))
 
 
 async def _joined(task: asyncio.Future[Any]) -> None:
@@ -270,23 +292,35 @@ class _Progress:
         self.term: TermBase | None = None
         self.closed = False
 
-    async def step(self) -> bool:
+    async def step(self, caller: inside.Caller | None) -> bool:
         core, candidacy = self.candidate.core, self.candidacy
-        if candidacy is None or self.closed:
+        if candidacy is None:
+            raise StopAsyncIteration
+        if self.closed:
+            # Closed by another task, which waits for the body that is over now.
+            await self.candidate._leave(candidacy)
             raise StopAsyncIteration
         if not self.begun:
             # Again, if an earlier call was cancelled before it came to it.
             await _on_engine(core, candidacy.begin, self.former)
             self.begun = True
+            if self.closed:
+                # By another task, before there was anything that it could withdraw.
+                await _on_engine(core, candidacy.leave)
+                raise StopAsyncIteration
             return False
         if self.term is not None:
             await _on_engine(core, candidacy.wait_in_iterator, self.term)
             self.term = None
             return False
-        self.term = await _on_engine(core, candidacy.lead, threading.current_thread())
+        self.term = await _on_engine(core, candidacy.lead, caller)
         if self.term is None:
             raise StopAsyncIteration
         return True
+
+    async def close(self, caller: inside.Caller | None) -> None:
+        if self.candidacy is not None and caller is not None:
+            await self.candidate._stop(self.candidacy, caller)
 
 
 class Elections:
@@ -312,16 +346,23 @@ class Elections:
         progress = self._progress
         if progress.candidacy is None and not progress.closed:
             progress.candidacy, progress.former = progress.candidate._new_candidacy(single=False)
-        if progress.candidacy is not None:
-            inside.enter(progress.candidacy)
-        return progress.step()
+        if progress.candidacy is None:
+            return progress.step(None)
+        inside.enter(progress.candidacy)
+        return progress.step(inside.caller(progress.candidacy))
 
-    async def close(self) -> None:
-        """Withdraw and release; at any moment, any number of times."""
+    def close(self) -> Coroutine[Any, Any, None]:
+        """Withdraw and release; at any moment, any number of times.
+
+        By the task that runs the loop: its body is over with this call. By
+        any other: returns when the body has ended and the key is released,
+        or at the deadline.
+        """
         progress = self._progress
         progress.closed = True
-        if progress.candidacy is not None:
-            await progress.candidate._leave(progress.candidacy)
+        # Here, not in the coroutine, as above: it says who has done with the loop.
+        caller = None if progress.candidacy is None else inside.caller(progress.candidacy)
+        return progress.close(caller)
 
     async def __aenter__(self) -> Elections:
         return self
@@ -541,7 +582,7 @@ class Store(StoreBase):
     async def close(self) -> None:
         """Withdraw all candidates and locks, end all watches, sessions and connections."""
         if not self.core.in_child():
-            await _on_engine(self.core, self.core.close, self._own_runs())
+            await _on_engine(self.core, self.core.close, self._callers())
 
     async def __aenter__(self) -> Self:
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
@@ -25,6 +24,7 @@ from .lease import Claim
 from .retry import DEFAULT_RETRY, Retry
 from .store import Store, StoreBase
 from .term import TermBase
+from .work import Kind
 
 TermT = TypeVar("TermT", bound=TermBase)
 
@@ -54,17 +54,18 @@ class Term(TermBase):
     def resign(self) -> bool:
         """As `Candidate.resign`, but only ever this term; False when it was over already."""
         core = self._candidate.core
-        return core.call(self.candidacy.resign, inside.is_inside(self.candidacy), self)
+        return core.call(self.candidacy.resign, inside.caller(self.candidacy), self)
 
     def __enter__(self) -> Term:
-        inside.enter(self.candidacy)
         try:
-            self._candidate.core.call(self.candidacy.engage, self, threading.current_thread())
+            inside.enter(self.candidacy, block=True)
+            caller = inside.caller(self.candidacy)
+            self._candidate.core.call(self.candidacy.engage, self, caller)
+            return self
         except BaseException:
             # The block is not entered, so nobody would leave it.
-            self.candidacy.give_up()
+            self.candidacy.give_up(inside.caller(self.candidacy))
             raise
-        return self
 
     def __exit__(
         self,
@@ -72,8 +73,15 @@ class Term(TermBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._candidate.core.in_child():
-            self._candidate.core.call(self.candidacy.leave_block, self)
+        try:
+            inside.leave(self.candidacy)
+            caller = inside.caller(self.candidacy)
+            if not self._candidate.core.in_child():
+                self._candidate.core.call(self.candidacy.leave_block, self, caller)
+        except BaseException:
+            # Interrupted: the block is over all the same.
+            self.candidacy.give_up(inside.caller(self.candidacy))
+            raise
 
 
 class CandidateBase(Generic[TermT]):
@@ -158,6 +166,12 @@ class CandidateBase(Generic[TermT]):
         with self.core.starting:
             former = self._candidacy
             if former is not None and former.active:
+                if former.overrun:
+                    raise AlreadyRunning(
+                        f"{self.id!r} was stopped for {self.key!r}, but the code that led still "
+                        "runs: let its loop body, block or function end first, "
+                        f"or make another {self._what}"
+                    )
                 raise AlreadyRunning(
                     f"{self.id!r} is already a {self._what} for {self.key!r}: "
                     "end that run first (leave its loop or block, or call stop), "
@@ -192,18 +206,19 @@ class Campaigner(CandidateBase[Term]):
         limit = checked_timeout(timeout)
         candidacy, former = self._new_candidacy(single=True)
         try:
-            term = self.core.call_within(limit, self._win, candidacy, former)
-        except TimeoutError:
-            self._leave(candidacy)
-            raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
+            try:
+                term = self.core.call_within(limit, self._win, candidacy, former)
+            except TimeoutError:
+                self._leave(candidacy)
+                raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
+            if term is None:
+                raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
+            assert isinstance(term, Term)
+            return term
         except BaseException:
+            # Interrupted at whatever step: nobody would hear that we lead.
             candidacy.give_up()
             raise
-        if term is None:
-            raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
-        inside.enter(candidacy)
-        assert isinstance(term, Term)
-        return term
 
     async def _win(self, candidacy: Candidacy, former: Candidacy | None) -> TermBase | None:
         await candidacy.begin(former)
@@ -215,19 +230,29 @@ class Campaigner(CandidateBase[Term]):
         A run that has not begun yet (its first `next` is still to come) is not stopped.
 
         Returns when nothing is left of the run, or when waiting longer is of
-        no use. Called by a function under `run` it only requests, and returns.
+        no use. Called by a function under `run`, or by a child task or thread
+        that the leader's code has started, it only requests, and returns.
+        If the leader's code outlasts it, we may run again only once that has ended.
         """
         candidacy = self._candidacy
-        if candidacy is not None and not self.core.in_child():
-            self.core.call(candidacy.stop, inside.is_inside(candidacy))
+        if candidacy is not None:
+            self._stop(candidacy)
 
     close = stop
 
-    def _leave(self, candidacy: Candidacy) -> None:
-        if self.core.in_child():
-            return
+    def _stop(self, candidacy: Candidacy) -> None:
         try:
-            self.core.call(candidacy.leave)
+            if not self.core.in_child():
+                self.core.call(candidacy.stop, inside.caller(candidacy))
+        except BaseException:
+            # Interrupted: it withdraws all the same.
+            candidacy.stop_soon(inside.caller(candidacy))
+            raise
+
+    def _leave(self, candidacy: Candidacy) -> None:
+        try:
+            if not self.core.in_child():
+                self.core.call(candidacy.leave)
         except BaseException:
             # Interrupted: it withdraws all the same.
             candidacy.give_up()
@@ -310,11 +335,12 @@ class Candidate(Campaigner):
         contend again. Any other exception of it withdraws us, and is raised.
         """
         candidacy, former = self._new_candidacy(single=False)
-        inside.enter(candidacy)
         try:
+            inside.enter(candidacy)
+            caller = inside.caller(candidacy)
             self.core.call(candidacy.begin, former)
             while True:
-                term = self.core.call(candidacy.lead, threading.current_thread(), joined=True)
+                term = self.core.call(candidacy.lead, caller, Kind.FUNCTION)
                 if term is None:
                     return
                 assert isinstance(term, Term)
@@ -343,12 +369,14 @@ class Candidate(Campaigner):
         From any thread. `is_leader()` is False before the request is sent.
         Returns when the key is released (the leader's code has ended first),
         or, if it does not end or the store does not answer, at the deadline.
-        Called by a function under `run` it only requests, and returns.
+        A loop body or block that calls it is done with leading by that. Called
+        by a function under `run`, or by a child task or thread that the
+        leader's code has started, it only requests, and returns.
         """
         candidacy = self._candidacy
         if candidacy is None or self.core.in_child():
             return False
-        return self.core.call(candidacy.resign, inside.is_inside(candidacy))
+        return self.core.call(candidacy.resign, inside.caller(candidacy))
 
 
 class _Progress:
@@ -367,6 +395,9 @@ class _Progress:
         core = self.candidate.core
         candidacy = self.candidacy
         if self.closed:
+            if candidacy is not None:
+                # Closed by another thread, which waits for the body that is over now.
+                self.candidate._leave(candidacy)
             raise StopIteration
         if candidacy is None:
             candidacy, self.former = self.candidate._new_candidacy(single=False)
@@ -376,12 +407,16 @@ class _Progress:
             # Again, if an earlier call was interrupted before it came to it.
             core.call(candidacy.begin, self.former)
             self.begun = True
+            if self.closed:
+                # By another thread, before there was anything that it could withdraw.
+                core.call(candidacy.leave)
+                raise StopIteration
             return False
         if self.term is not None:
             core.call(candidacy.wait_in_iterator, self.term)
             self.term = None
             return False
-        self.term = core.call(candidacy.lead, threading.current_thread())
+        self.term = core.call(candidacy.lead, inside.caller(candidacy))
         if self.term is None:
             raise StopIteration
         return True
@@ -410,11 +445,16 @@ class Elections:
         return progress.step()
 
     def close(self) -> None:
-        """Withdraw and release; from any thread, at any moment, any number of times."""
+        """Withdraw and release; from any thread, at any moment, any number of times.
+
+        By the thread that runs the loop: its body is over with this call. By
+        any other: returns when the body has ended and the key is released,
+        or at the deadline.
+        """
         progress = self._progress
         progress.closed = True
         if progress.candidacy is not None:
-            progress.candidate._leave(progress.candidacy)
+            progress.candidate._stop(progress.candidacy)
 
     def __enter__(self) -> Elections:
         return self

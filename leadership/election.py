@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, TypeVar
@@ -28,9 +27,11 @@ from .events import (
     Withdrawn,
     WorkOverran,
 )
+from .inside import Caller
 from .lease import LAPSED, Claim
 from .retry import DEFAULT_RETRY, Retry, riding_out
 from .term import TermBase
+from .work import Kind, Work, Works
 
 if TYPE_CHECKING:
     from .backend import Contender
@@ -55,20 +56,6 @@ class Wish:
     retry: Retry | None
     watchdog: float | None
     own_session: bool
-
-
-@dataclass(eq=False, slots=True)
-class Work:
-    """Code that runs as the leader, between being given a term and coming back.
-
-    Attributes:
-        worker: the thread that runs it; it ends with that at the latest.
-        joined: whether only its return ends it (a function under `run`), or
-            also its own call of resign or stop (a loop body, a `with` block).
-    """
-
-    worker: threading.Thread
-    joined: bool
 
 
 class Phase(Enum):
@@ -103,15 +90,15 @@ class Candidacy:
         self.error: Exception | None = None
         self._handed_over = False
         self._stopping = False
-        self._given_up = False
+        self.given_up = False
         self._after: Candidacy | None = None
-        self._work: Work | None = None
+        self._works = Works()
+        self._iterator_calls = 0
         self._drive_task: asyncio.Task[None] | None = None
         self._contender: Contender | None = None
         self._unwatch: Callable[[], None] = lambda: None
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
-        self._work_ended = asyncio.Event()
         self._withdrawn = asyncio.Event()
 
     @property
@@ -122,10 +109,20 @@ class Candidacy:
     @property
     def active(self) -> bool:
         """Whether the consumer has not ended this run yet."""
-        if self._stopping or self._given_up:
+        if self.given_up:
+            return False
+        if self._works.alive:
+            # Stopped or not: a stale body must never run under a newer term.
+            return True
+        if self._stopping:
             return False
         term_done = self._handed_over and self.term is not None and self.term.reason is not None
-        return not (self._single and term_done and self._work is None)
+        return not (self._single and term_done)
+
+    @property
+    def overrun(self) -> bool:
+        """Whether it was stopped, and the leader's code has not ended yet."""
+        return self._stopping and bool(self._works.alive)
 
     # --- what the faces ask for, always on the engine's loop ---
 
@@ -137,48 +134,59 @@ class Candidacy:
             self._wanted.set()
             self._drive_task = asyncio.ensure_future(self._drive(after))
 
-    async def lead(
-        self, worker: threading.Thread | None = None, joined: bool = False
-    ) -> TermBase | None:
+    async def lead(self, caller: Caller | None = None, kind: Kind = Kind.LOOP) -> TermBase | None:
         """The consumer has ended any former term, and wants the next; None: the run is over.
 
         Args:
-            worker: the thread whose code works as leader from the return on, if any does.
-            joined: see `Work`.
+            caller: whose code works as leader from the return on, if any does.
+            kind: what ends that work.
         """
-        self._end_work()
-        while True:
-            if self.term is not None and self.term.is_valid():
-                self._handed_over = True
-                # From here on only the consumer's coming back means a wish for more.
-                self._wanted.clear()
-                if worker is not None:
-                    self._engage(Work(worker, joined))
-                return self.term
-            if self._stopping:
-                if self.error is not None:
-                    raise self.error
-                return None
-            self._wanted.set()
-            await self._next_change()
+        self._works.end_kind(Kind.LOOP, Kind.FUNCTION)
+        with self._in_iterator():
+            while True:
+                if self.term is not None and self.term.is_valid():
+                    self._handed_over = True
+                    # From here on only the consumer's coming back means a wish for more.
+                    self._wanted.clear()
+                    if caller is not None:
+                        self._works.begin(Work.of(kind, caller))
+                    return self.term
+                if self._stopping:
+                    if self.error is not None:
+                        raise self.error
+                    return None
+                self._wanted.set()
+                await self._next_change()
 
-    async def leave_block(self, term: TermBase) -> None:
-        """A `with` block as leader has ended: a single term's run ends with it."""
-        if self._single:
-            await self.leave()
-        else:
-            await self.work_returned(term)
+    @contextlib.contextmanager
+    def _in_iterator(self) -> Iterator[None]:
+        """The consumer waits here: that is no silence for the watchdog."""
+        self._iterator_calls += 1
+        try:
+            yield
+        finally:
+            self._iterator_calls -= 1
+            self._touch()
 
-    async def engage(self, term: TermBase, worker: threading.Thread) -> None:
-        """A block begins to work as leader."""
-        if term is self.term and self.active:
-            self._engage(Work(worker, joined=False))
-
-    def _engage(self, work: Work) -> None:
-        self._work = work
-        self._work_ended.clear()
+    def _touch(self) -> None:
         if self.term is not None:
             self.term.touched_at = self._clock.now()
+
+    async def engage(self, term: TermBase, caller: Caller) -> None:
+        """A block begins to work as leader."""
+        # A task that is cancelled on its way in may have given up before this is run.
+        if term is self.term and not self.given_up:
+            self._works.begin(Work.of(Kind.BLOCK, caller))
+            self._touch()
+
+    async def leave_block(self, term: TermBase, caller: Caller) -> None:
+        """A `with` block as leader has ended: a single term's run ends with it."""
+        if term is self.term and not self._works.end_block(caller):
+            self._works.end_any_block()
+        if self._single:
+            await self.stop(caller)
+        else:
+            await self.resign(caller, term)
 
     async def wait_over(self, term: TermBase) -> str:
         """Why `term` ended, once it has."""
@@ -186,74 +194,88 @@ class Candidacy:
 
     async def wait_in_iterator(self, term: TermBase) -> None:
         """The loop body has come back for more: it does not work as leader while it waits here."""
-        work = self._work
-        self._end_work()
-        try:
-            await self.wait_over(term)
-        except asyncio.CancelledError:
-            # A time-out around `next`, or an interrupt that the body caught:
-            # it goes on as the leader's code, unless it is gone for good.
-            if work is not None and term is self.term and term.reason is None:
-                self._engage(work)
-            raise
+        ended = self._works.end_kind(Kind.LOOP)
+        with self._in_iterator():
+            try:
+                await self.wait_over(term)
+            except asyncio.CancelledError:
+                # A time-out around `next`, or an interrupt that the body caught:
+                # it goes on as the leader's code, unless it is gone for good.
+                if term is self.term and term.reason is None:
+                    for work in ended:
+                        self._works.begin(work)
+                raise
 
     async def work_returned(self, term: TermBase) -> None:
         """A function under `run` has returned: give way, if it still led, and be released."""
-        self._end_work()
-        await self.resign(False, term)
+        self._works.end_kind(Kind.FUNCTION)
+        await self.resign(None, term)
 
-    async def resign(self, inside: bool, term: TermBase | None = None) -> bool:
+    async def resign(self, caller: Caller | None, term: TermBase | None = None) -> bool:
         """Give way; True when we led. Returns when released, or when the deadline has passed."""
         mine = self.term if term is None else term
         if mine is None or mine is not self.term:
             return False
         led = mine.reason is None
         self._end_term(mine, RESIGNED)
-        if self._called_from_work(inside):
+        if self._works.called_by(caller):
             return led
         await self._released_or_late(mine)
         return led
 
-    async def stop(self, inside: bool) -> None:
+    async def stop(self, caller: Caller | None) -> None:
         """Withdraw. Returns when nothing is left, or when waiting longer is of no use."""
         self._request_stop(STOPPED)
-        if self._called_from_work(inside):
+        if self._works.called_by(caller):
             return
         await self.gone()
+
+    def stop_soon(self, caller: Caller) -> None:
+        """As `stop`, for who was interrupted in it; from any thread."""
+
+        def request() -> None:
+            self._works.called_by(caller)
+            self._request_stop(STOPPED)
+
+        self._core.post(request)
 
     async def gone(self) -> None:
         """Wait until nothing is left: as long as our work may go on, and one request takes."""
         deadline = self._clock.now()
-        if self.term is not None and self._work is not None:
+        if self.term is not None and self._works:
             deadline = max(deadline, self.term.valid_until)
         deadline += self._core.context.request_timeout
         await self._clock.wait_for(self._withdrawn.wait(), deadline)
 
-    def give_up(self) -> None:
+    def give_up(self, caller: Caller | None = None) -> None:
         """The consumer is gone: as `stop`, for who cannot wait (a destructor, an interrupt).
 
         From any thread. At its return the candidate may already run again.
-        """
-        self._given_up = True
-        self._core.post(self._abandon)
 
-    def _abandon(self) -> None:
-        self._end_work()
+        Args:
+            caller: whose block ends with this, if one does.
+        """
+        self.given_up = True
+        self._core.post(lambda: self._abandon(caller))
+
+    def _abandon(self, caller: Caller | None) -> None:
+        self._works.end_kind(Kind.LOOP, Kind.FUNCTION)
+        if caller is not None:
+            self._works.end_block(caller)
         self._request_stop(STOPPED)
 
     async def leave(self) -> None:
         """The consumer has ended its work and withdraws: as `stop` from inside."""
-        self._abandon()
+        self._abandon(None)
         await self.gone()
 
     def saw_lapse(self, term: TermBase) -> None:
         """Somebody's question found the term lapsed; from any thread. It stays so."""
         self._core.post(lambda: self._end_term(term, LAPSED))
 
-    def end_own_work(self) -> None:
-        """The leader's own code closes the store: a loop body or block is done with leading."""
-        if self._work is not None and not self._work.joined:
-            self._end_work()
+    def called_by(self, caller: Caller) -> bool:
+        """Whether the store's closing would make its own caller wait for itself; see `Works`."""
+        return self._works.called_by(caller)
 
     def cancel(self) -> None:
         """The store is closing and has waited long enough."""
@@ -336,6 +358,10 @@ class Candidacy:
             self._end_term(self.term, STOPPED)
         # The consumer hears of an error now, not when a store in trouble has answered.
         self._set_phase(Phase.RELEASING)
+        if self._works.alive and self.term is not None and self.term.remaining():
+            # Cancelled at the interpreter's end, while a thread still works as
+            # leader: its key is left to lapse, another may not lead before that.
+            self._contender = None
         try:
             if self._contender is not None:
                 await self._let_go(self._contender)
@@ -406,25 +432,24 @@ class Candidacy:
 
     async def _join(self, term: TermBase) -> None:
         """Wait for the leader's code, until the deadline: nobody else leads before it."""
-        if self._work is None or not self._work.worker.is_alive():
-            # At the interpreter's end too: the main thread's code is over by then.
+        if not self._works.alive:
             return
-        await self._clock.wait_for(self._work_ended.wait(), term.valid_until)
-        overrunning = self._work
-        if overrunning is None:
+        await self._clock.wait_for(self._works.wait_ended(), term.valid_until)
+        overrunning = self._works.alive
+        if not overrunning:
             return
         # Nobody believes in this term any more, so what follows is no release
         # but what a lapse would do: the session may live on for others.
 
         def report() -> None:
-            if self._work is overrunning:
+            if any(work in self._works for work in overrunning):
                 self._core.emit(
                     WorkOverran(self.wish.key, self._clock.now(), self.wish.id, term.token)
                 )
 
-        # A loss told at the deadline needs a moment to be heard.
+        # A loss told at the deadline, or by the store just now, needs a moment to be heard.
         moment = min(0.1, self.wish.ttl / 20)
-        self._clock.call_at(term.valid_until + moment, report)
+        self._clock.call_at(max(term.valid_until, self._clock.now()) + moment, report)
 
     async def _let_go(self, contender: Contender) -> None:
         """Remove our entry, however long the store takes to confirm it."""
@@ -449,8 +474,9 @@ class Candidacy:
         def look() -> None:
             if term.reason is not None:
                 return
-            idle_since = term.touched_at if self._work is not None else self._clock.now()
-            if self._clock.now() - idle_since >= limit:
+            now = self._clock.now()
+            idle_since = now if self._iterator_calls else term.touched_at
+            if now - idle_since >= limit:
                 self._end_term(term, UNRESPONSIVE)
             else:
                 self._clock.call_at(idle_since + limit, look)
@@ -486,21 +512,6 @@ class Candidacy:
         started = self.phase is not Phase.STARTING
         if self._drive_task is not None and started and self.phase in phases:
             self._drive_task.cancel()
-
-    def _called_from_work(self, inside: bool) -> bool:
-        """Whether the leader's own code is calling, and its return is all that we may wait for."""
-        work = self._work
-        if work is None or not inside:
-            return False
-        if work.joined:
-            return True
-        # A loop body or block that gives way itself is done with leading.
-        self._end_work()
-        return False
-
-    def _end_work(self) -> None:
-        self._work = None
-        self._work_ended.set()
 
     async def _released_or_late(self, term: TermBase) -> None:
         await self._clock.wait_for(asyncio.shield(term.released), term.valid_until)

@@ -62,9 +62,9 @@ class StoreBase:
             states,
         )
 
-    def _own_runs(self) -> builtins.list[Candidacy]:
-        """The runs whose leader's code is calling."""
-        return [run for run in list(self.core.runs) if inside.is_inside(run)]
+    def _callers(self) -> builtins.list[tuple[Candidacy, inside.Caller]]:
+        """Who closes, as each run has to see it."""
+        return [(run, inside.caller(run)) for run in list(self.core.runs)]
 
     def _put(
         self, key: str, value: bytes | str, ttl: float | None
@@ -215,7 +215,7 @@ class Store(StoreBase):
         take until its deadline and by one request.
         """
         if not self.core.in_child():
-            self.core.call(self.core.close, self._own_runs())
+            self.core.call(self.core.close, self._callers())
 
     def __enter__(self) -> Store:
         return self
