@@ -495,7 +495,7 @@ class Lock(LockBase[Term], Campaigner):
         return await self._last_term().wait_lost(timeout)
 
     async def __aenter__(self) -> Self:
-        await self.acquire()
+        self._enter_block(await (await self._campaign(None)).__aenter__())
         return self
 
     async def __aexit__(
@@ -504,7 +504,7 @@ class Lock(LockBase[Term], Campaigner):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.release()
+        await self._leave_block().__aexit__(kind, error, trace)
 
 
 class Store(StoreBase):

@@ -168,7 +168,7 @@ class CandidateBase(Generic[TermT]):
             if former is not None and former.active:
                 if former.overrun:
                     raise AlreadyRunning(
-                        f"{self.id!r} was stopped for {self.key!r}, but the code that led still "
+                        f"{self.id!r} leads {self.key!r} no more, but the code that led still "
                         "runs: let its loop body, block or function end first, "
                         f"or make another {self._what}"
                     )
@@ -230,9 +230,10 @@ class Campaigner(CandidateBase[Term]):
         A run that has not begun yet (its first `next` is still to come) is not stopped.
 
         Returns when nothing is left of the run, or when waiting longer is of
-        no use. Called by a function under `run`, or by a child task or thread
-        that the leader's code has started, it only requests, and returns.
-        If the leader's code outlasts it, we may run again only once that has ended.
+        no use. Called by a function under `run`, by a signal's handler that
+        interrupts the leader's code, or by a child task (or `asyncio.to_thread`)
+        of that, it only requests, and returns. If the leader's code outlasts it,
+        we may run again only once that has ended.
         """
         candidacy = self._candidacy
         if candidacy is not None:
@@ -370,8 +371,9 @@ class Candidate(Campaigner):
         Returns when the key is released (the leader's code has ended first),
         or, if it does not end or the store does not answer, at the deadline.
         A loop body or block that calls it is done with leading by that. Called
-        by a function under `run`, or by a child task or thread that the
-        leader's code has started, it only requests, and returns.
+        by a function under `run`, by a signal's handler that interrupts the
+        leader's code, or by a child task (or `asyncio.to_thread`) of that, it
+        only requests, and returns.
         """
         candidacy = self._candidacy
         if candidacy is None or self.core.in_child():

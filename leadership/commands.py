@@ -354,7 +354,9 @@ class _Ending:
     def listening(self) -> Iterator[None]:
         threading.Thread(target=self._stop, name="leadership-ending", daemon=True).start()
         # A reader that goes shall be noticed at once, not only when there is something to write.
-        if hasattr(select, "poll") and not sys.stdout.isatty():
+        if sys.stdout is None:
+            self._asked.set()
+        elif hasattr(select, "poll") and not sys.stdout.isatty():
             threading.Thread(target=self._watch, name="leadership-reader", daemon=True).start()
         try:
             with telling_signals(self._told, signal.SIGINT, signal.SIGTERM):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -91,6 +92,8 @@ class Candidacy:
         self._handed_over = False
         self._stopping = False
         self.given_up = False
+        self._cut_short = False
+        self._gone: weakref.ref[object] | None = None
         self._after: Candidacy | None = None
         self._works = Works()
         self._iterator_calls = 0
@@ -110,19 +113,24 @@ class Candidacy:
     def active(self) -> bool:
         """Whether the consumer has not ended this run yet."""
         if self.given_up:
-            return False
+            # Who gave up is gone; blocks of others may not be.
+            return any(
+                work.kind is Kind.BLOCK and work.owner != self._gone for work in self._works.alive
+            )
         if self._works.alive:
             # Stopped or not: a stale body must never run under a newer term.
             return True
         if self._stopping:
             return False
-        term_done = self._handed_over and self.term is not None and self.term.reason is not None
+        # By the clock, as the candidate itself was told, not by when the engine hears of it.
+        term_done = self._handed_over and self.term is not None and not self.term.is_valid()
         return not (self._single and term_done)
 
     @property
     def overrun(self) -> bool:
-        """Whether it was stopped, and the leader's code has not ended yet."""
-        return self._stopping and bool(self._works.alive)
+        """Whether the leader's code has not ended yet, though its term is over."""
+        over = self.term is None or not self.term.is_valid()
+        return over and bool(self._works.alive)
 
     # --- what the faces ask for, always on the engine's loop ---
 
@@ -255,6 +263,7 @@ class Candidacy:
         Args:
             caller: whose block ends with this, if one does.
         """
+        self._gone = None if caller is None else caller.owner
         self.given_up = True
         self._core.post(lambda: self._abandon(caller))
 
@@ -279,7 +288,7 @@ class Candidacy:
 
     def cancel(self) -> None:
         """The store is closing and has waited long enough."""
-        self._stopping = True
+        self._stopping = self._cut_short = True
         self._interrupt(*Phase)
 
     async def proclaim(self, value: bytes) -> None:
@@ -363,7 +372,7 @@ class Candidacy:
             # leader: its key is left to lapse, another may not lead before that.
             self._contender = None
         try:
-            if self._contender is not None:
+            if self._contender is not None and not self._cut_short:
                 await self._let_go(self._contender)
         except (asyncio.CancelledError, LeadershipError):
             # The store is closing: its sessions end, and the entry with them.

@@ -249,7 +249,7 @@ class Runner:
     def _stop(self, job: _Job, reason: str) -> None:
         if job.stopping_since is None:
             job.stopping_since = self._clock.now()
-            job.child.signal(signal.SIGTERM)
+            self._signal(job, signal.SIGTERM)
             left = max(0.0, self._next_moment(job) - job.stopping_since)
             sentence = f"{reason}: the command is stopped, and killed in {left:.1f} s"
             self._say(
@@ -262,8 +262,18 @@ class Runner:
 
     def _kill(self, job: _Job) -> None:
         job.killed = True
-        job.child.signal(signal.SIGKILL)
-        self._say("killed", "the command had not ended in time: killed", at=self._clock.now())
+        if self._signal(job, signal.SIGKILL):
+            self._say("killed", "the command had not ended in time: killed", at=self._clock.now())
+
+    def _signal(self, job: _Job, number: signal.Signals) -> bool:
+        delivered = job.child.signal(number)
+        if not delivered:
+            sentence = (
+                f"{number.name} to the command is not permitted, it runs as another user: "
+                "let it give up its rights by another way, or run us with the right to end it"
+            )
+            self._say("not-permitted", sentence, name=number.name, at=self._clock.now())
+        return delivered
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._asked += 1
