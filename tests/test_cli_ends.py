@@ -71,13 +71,9 @@ if os.fork() == 0:
     os.setsid()
     time.sleep(25)
 """
-    running = Command(*RUN, "--ttl", "2", "--json", "--", sys.executable, "-c", daemon)
-    try:
+    with Command(*RUN, "--ttl", "2", "--json", "--", sys.executable, "-c", daemon) as running:
         running.wait_for("released")
-        assert running.process.wait(PATIENCE) == 0
-    finally:
-        running.process.kill()
-        running.process.wait()
+        assert running.status() == 0
 
 
 @pytest.mark.skipif(
