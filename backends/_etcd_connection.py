@@ -213,10 +213,17 @@ class Connection:
                 link.heard_at = self._clock.now()
                 return answer
             except grpc.aio.AioRpcError as error:
-                if is_old_token(error) and not renewed:
-                    renewed = True
-                    self._token = None
-                    continue
+                if is_old_token(error) and self.identifies:
+                    link.heard_at = self._clock.now()
+                    self.forget_token()
+                    if not renewed:
+                        renewed = True
+                        continue
+                    # No refusal: the next one may do, as after a change of users or rights.
+                    raise StoreUnavailable(
+                        f"etcd at {link.endpoint} refuses the token that it has just given: "
+                        f"{error.details()}"
+                    ) from None
                 failure = translate(error, link.endpoint)
                 not_sent = _NOT_SENT in (error.details() or "")
             except _Cut as error:

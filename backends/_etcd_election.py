@@ -106,7 +106,7 @@ class EtcdContender(Contender):
         while True:
             # Before the read, so that what happens after it is not missed.
             woken = self._wake = asyncio.get_running_loop().create_future()
-            if self._told is not None:
+            if self._told is not None or session.lease.ended is not None:
                 break
             predecessor, revision = await self._look(session)
             if self._told is not None or not self.revision:

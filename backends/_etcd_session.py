@@ -195,13 +195,15 @@ class EtcdSession(Session):
         """Read one of our entries; if it is gone, find out whether the lease is, or only it."""
         while self.entries:
             key, holder = next(iter(self.entries.items()))
+            # Of what is asked about now: it may have another one when the answers are here.
+            revision = holder.revision
             answer = await self._connection.call_now(
                 lambda link: link.kv.Range,
                 etcdrpc.RangeRequest(key=key, keys_only=True),
                 repeatable=True,
                 timeout=limit,
             )
-            if answer.kvs and answer.kvs[0].create_revision == holder.revision:
+            if answer.kvs and answer.kvs[0].create_revision == revision:
                 return
             left = await self._connection.call_now(
                 lambda link: link.lease.LeaseTimeToLive,
@@ -212,7 +214,7 @@ class EtcdSession(Session):
             if left.TTL < 0:
                 raise SessionLost("it has expired or was revoked")
             # Unless it was removed by ourselves meanwhile, the entry alone is lost.
-            if self.entries.get(key) is holder:
+            if self.entries.get(key) is holder and holder.revision == revision:
                 del self.entries[key]
                 holder.entry_gone(DELETED)
 
