@@ -67,7 +67,7 @@ class EtcdContender(Contender):
         self._leaving = False
         self._entering: asyncio.Future[Any] | None = None
         self._guard: Watch | None = None
-        self._wake: asyncio.Future[None] | None = None
+        self._wake: asyncio.Future[StoreError | None] | None = None
         self._lost: Callable[[str], None] | None = None
         self._told: str | None = None
         self._closed = False
@@ -103,30 +103,37 @@ class EtcdContender(Contender):
             self.name = self._prefix + f"{session.id:x}".encode()
         if not self.revision:
             await self._enter(session)
-        while True:
-            # Before the read, so that what happens after it is not missed.
-            woken = self._wake = asyncio.get_running_loop().create_future()
-            if self._told is not None or session.lease.ended is not None:
-                break
-            predecessor, revision = await self._look(session)
-            if self._told is not None or not self.revision:
-                break
-            if predecessor is None:
-                if session.lease.is_valid():
-                    # The proof: our own entry, read after the wait, stands and is the first.
-                    return claim(self.revision, session.lease)
-                await self._until_confirmed(session, woken)
-                continue
-            before = self._backend.watches.watch(
-                predecessor,
-                b"",
-                revision + 1,
-                self._predecessor_changed,
-                self._predecessor_unknown,
-            )
-            try:
-                await woken
-            finally:
+        before: Watch | None = None
+        try:
+            while True:
+                # Before the read, so that what happens after it is not missed.
+                woken = self._wake = asyncio.get_running_loop().create_future()
+                if self._told is not None or session.lease.ended is not None:
+                    break
+                predecessor, revision = await self._look(session)
+                if self._told is not None or not self.revision:
+                    break
+                if self.on_answer is not None:
+                    self.on_answer()
+                if predecessor is None:
+                    if session.lease.is_valid():
+                        # The proof: our own entry, read after the wait, stands and is the first.
+                        return claim(self.revision, session.lease)
+                    await self._until_confirmed(session, woken)
+                    continue
+                # Not before the look: nothing is to delay that.
+                if before is not None:
+                    self._backend.watches.cancel(before)
+                before = self._backend.watches.watch(
+                    predecessor,
+                    b"",
+                    revision + 1,
+                    self._predecessor_changed,
+                    self._predecessor_unknown,
+                )
+                _raise(await woken)
+        finally:
+            if before is not None:
                 self._backend.watches.cancel(before)
         self._forget()
         return None
@@ -242,13 +249,17 @@ class EtcdContender(Contender):
             # Only strangers' keys so far: look further back, in larger steps.
             upto, limit = before.kvs[-1].create_revision - 1, min(1000, limit * 8)
 
-    async def _until_confirmed(self, session: EtcdSession, woken: asyncio.Future[None]) -> None:
+    async def _until_confirmed(
+        self, session: EtcdSession, woken: asyncio.Future[StoreError | None]
+    ) -> None:
         """We are first, but the lease may have lapsed: only its next renewal makes us leader."""
         confirmed: asyncio.Future[Any] = asyncio.ensure_future(session.confirmed.wait())
         try:
             await asyncio.wait({confirmed, woken}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             confirmed.cancel()
+        if woken.done():
+            _raise(woken.result())
 
     # --- what the watches tell ---
 
@@ -295,17 +306,22 @@ class EtcdContender(Contender):
             self._look_again()
 
     def _predecessor_unknown(self, error: LeadershipError) -> None:
-        # A dead stream goes on by itself; what ends for good needs another
-        # look, and a refusal our caller.
         if isinstance(error, AccessDenied):
-            if self._wake is not None and not self._wake.done():
-                self._wake.set_exception(error)
+            self._look_again(error)
         elif not isinstance(error, StoreUnavailable):
+            # It ended for good: another look tells from where to go on.
             self._look_again()
+        elif self._backend.watches.cut_off:
+            self._look_again(error)
 
-    def _look_again(self) -> None:
+    def cut_off(self, error: StoreUnavailable) -> None:
+        """The session is out of the store's reach: whoever waits decides what to do about it."""
+        self._look_again(error)
+
+    def _look_again(self, error: StoreError | None = None) -> None:
+        """Wake who waits, to look, or to raise an error; its entry keeps its place."""
         if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+            self._wake.set_result(error)
 
     def entry_gone(self, reason: str) -> None:
         """The store says that our entry is over; told once."""
@@ -373,6 +389,11 @@ class EtcdContender(Contender):
             # stands on it, or may still appear, would block the election.
             self._backend.remove_later(session, self.name, revision, then_sweep=True)
         await self._backend.sessions.give_back(self._slot, self.key)
+
+
+def _raise(error: StoreError | None) -> None:
+    if error is not None:
+        raise error
 
 
 def _directories_of(key: str) -> list[str]:

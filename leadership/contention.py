@@ -88,6 +88,8 @@ class CompareAndSwapContender(Contender):
         await self._give_others_a_chance()
         async with contextlib.aclosing(self._backend.watch(self._key)) as states:
             async for pair in states:
+                if self.on_answer is not None:
+                    self.on_answer()
                 if pair is not None:
                     envelope = unseal(pair)
                     if envelope is None or envelope.nonce != self._nonce:
