@@ -13,7 +13,7 @@ import pytest
 
 from leadership import Store, new_store
 from leadership.backend import Address, Context
-from leadership.backends._etcd_election import EtcdContender
+from leadership.backends._etcd_contender import EtcdContender
 from leadership.backends._grpc import etcdrpc, grpc
 from leadership.backends.etcd import EtcdBackend
 from leadership.clock import SystemClock

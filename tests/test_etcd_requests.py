@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from leadership.backends._etcd_election import EtcdContender
+from leadership.backends._etcd_contender import EtcdContender
 from leadership.backends._etcd_session import EtcdSession
 from leadership.backends._grpc import etcdrpc, grpc
 from leadership.errors import AccessDenied, StoreUnavailable
