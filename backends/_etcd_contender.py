@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..backend import Contender
@@ -39,6 +40,24 @@ if TYPE_CHECKING:
     from ._etcd_election import Election
 
 
+@dataclass(frozen=True, slots=True)
+class _View:
+    """Who is next before us, or None where we are first, at one revision of the store."""
+
+    predecessor: bytes | None
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Our entry as the store had it: the revisions of its creation, its last write, and then."""
+
+    created: int
+    written: int
+    revision: int
+    view: _View | None = None
+
+
 class EtcdContender(Contender):
     """One candidate's entry in one election."""
 
@@ -60,7 +79,7 @@ class EtcdContender(Contender):
         self._unsure = False
         # Whether a removal was asked for, and not confirmed: it may come late.
         self._leaving = False
-        self._entering: asyncio.Future[Any] | None = None
+        self._entering: asyncio.Future[_Entry] | None = None
         self._guard: Watch | None = None
         self._wake: asyncio.Future[StoreError | None] | None = None
         self._lost: Callable[[str], None] | None = None
@@ -96,8 +115,7 @@ class EtcdContender(Contender):
             self._entering = None
             self._session = session
             self.name = self._prefix + f"{session.id:x}".encode()
-        if not self.revision:
-            await self._enter(session)
+        view = None if self.revision else await self._enter(session)
         before: Watch | None = None
         try:
             while True:
@@ -105,27 +123,31 @@ class EtcdContender(Contender):
                 woken = self._wake = asyncio.get_running_loop().create_future()
                 if self._told is not None or session.lease.ended is not None:
                     break
-                predecessor, revision = await self._look(session)
+                if view is None:
+                    view = await self._look()
                 if self._told is not None or not self.revision:
                     break
                 if self.on_answer is not None:
                     self.on_answer()
-                if predecessor is None:
+                if view.predecessor is None:
                     if session.lease.is_valid():
-                        # The proof: our own entry, read after the wait, stands and is the first.
+                        # The proof: our own entry, made just now or read after
+                        # the wait, stands and is the first.
                         return claim(self.revision, session.lease)
+                    view = None
                     await self._until_confirmed(session, woken)
                     continue
                 # Not before the look: nothing is to delay that.
                 if before is not None:
                     self._backend.watches.cancel(before)
                 before = self._backend.watches.watch(
-                    predecessor,
+                    view.predecessor,
                     b"",
-                    revision + 1,
+                    view.revision + 1,
                     self._predecessor_changed,
                     self._predecessor_unknown,
                 )
+                view = None
                 _raise(await woken)
         finally:
             if before is not None:
@@ -133,8 +155,11 @@ class EtcdContender(Contender):
         self._forget()
         return None
 
-    async def _enter(self, session: EtcdSession) -> None:
-        """Put our entry, unless an earlier attempt of unknown outcome already did."""
+    async def _enter(self, session: EtcdSession) -> _View | None:
+        """Put our entry, unless an earlier attempt of unknown outcome already did.
+
+        Returns who is before us, if it shows.
+        """
         removal = session.removals.get(self.name)
         if removal is not None:
             done, _ = await asyncio.wait([removal], timeout=self._backend.context.request_timeout)
@@ -142,13 +167,12 @@ class EtcdContender(Contender):
                 raise StoreUnavailable(f"an earlier entry for {self.key!r} is not yet removed")
         if session.end_sweep(self.name):
             self._unsure = True
-        if self._entering is None:
-            self._entering = asyncio.ensure_future(self._put(session))
+        begun_now = self._entering is None
         # Cancelling us must not leave a write under way whose outcome nobody
         # waits for: `leave` does.
-        entering = self._entering
+        entering = self._entering = self._entering or asyncio.ensure_future(self._put(session))
         try:
-            revision, written, header = await asyncio.shield(entering)
+            entry = await asyncio.shield(entering)
         except BaseException:
             # It may have been done, or may still be, long after this moment.
             self._unsure = True
@@ -156,19 +180,24 @@ class EtcdContender(Contender):
         finally:
             if entering.done():
                 self._entering = None
-        self.revision, self._written = revision, written
+        self.revision, self._written = entry.created, entry.written
         self._told = None
         session.entries[self.name] = self
         self._guard = self._backend.watches.watch(
-            self.name, b"", header + 1, self._own_changed, self._guard_cut
+            self.name, b"", entry.revision + 1, self._own_changed, self._guard_cut
         )
+        # What an earlier call had begun may have been done long ago.
+        return entry.view if begun_now else None
 
-    async def _put(self, session: EtcdSession) -> tuple[int, int, int]:
-        """The create revision of our entry, that of its last write, and the store's then."""
+    async def _put(self, session: EtcdSession) -> _Entry:
         name = self.name
         request = etcdrpc.TxnRequest(
             compare=[created(name, 0)],
-            success=[putting(etcdrpc.PutRequest(key=name, value=self._value, lease=session.id))],
+            # The read comes first, so that it shows who was there before us.
+            success=[
+                self._reading_last(),
+                putting(etcdrpc.PutRequest(key=name, value=self._value, lease=session.id)),
+            ],
             failure=[reading(etcdrpc.RangeRequest(key=name))],
         )
         # Not repeated out of sight: a try whose answer never came has to be remembered.
@@ -177,13 +206,14 @@ class EtcdContender(Contender):
         )
         seen = answer.header.revision
         if answer.succeeded:
-            return seen, seen, seen
+            before = answer.responses[0].response_range
+            return _Entry(seen, seen, seen, self._view(before, seen))
         present = answer.responses[0].response_range.kvs[0]
         revision, written = present.create_revision, present.mod_revision
         if present.value != self._value:
             # If it is gone by now, the watch from here on tells.
             written = await self._rewrite(session, revision, written, self._value) or written
-        return revision, written, seen
+        return _Entry(revision, written, seen)
 
     async def _rewrite(
         self, session: EtcdSession, revision: int, written: int, value: bytes
@@ -210,39 +240,48 @@ class EtcdContender(Contender):
                 return None
             written = present[0].mod_revision
 
-    async def _look(self, session: EtcdSession) -> tuple[bytes | None, int]:
-        """Who is next before us, or None when we are first; and the revision of that view."""
+    async def _look(self) -> _View:
+        """Whether our entry stands, and who is next before it, in one view of the store."""
         upto, limit = self.revision - 1, 1
         while True:
             answer = await self._backend.txn(
                 etcdrpc.TxnRequest(
                     success=[
                         reading(etcdrpc.RangeRequest(key=self.name, keys_only=True)),
-                        reading(
-                            etcdrpc.RangeRequest(
-                                key=self._prefix,
-                                range_end=end_of(self._prefix),
-                                max_create_revision=upto,
-                                sort_order=etcdrpc.RangeRequest.DESCEND,
-                                sort_target=etcdrpc.RangeRequest.CREATE,
-                                limit=limit,
-                                keys_only=True,
-                            )
-                        ),
+                        self._reading_last(max_create_revision=upto, limit=limit),
                     ]
                 )
             )
             own, before = (each.response_range for each in answer.responses)
             if not own.kvs or own.kvs[0].create_revision != self.revision:
                 self.entry_gone(DELETED)
-                return None, answer.header.revision
-            for each in before.kvs:
-                if is_contender(each.key, self._prefix):
-                    return each.key, answer.header.revision
-            if not before.more:
-                return None, answer.header.revision
+                return _View(None, answer.header.revision)
+            view = self._view(before, answer.header.revision)
+            if view is not None:
+                return view
             # Only strangers' keys so far: look further back, in larger steps.
             upto, limit = before.kvs[-1].create_revision - 1, min(1000, limit * 8)
+
+    def _reading_last(self, limit: int = 1, **more: Any) -> Any:
+        """The last keys that were made in this election."""
+        return reading(
+            etcdrpc.RangeRequest(
+                key=self._prefix,
+                range_end=end_of(self._prefix),
+                sort_order=etcdrpc.RangeRequest.DESCEND,
+                sort_target=etcdrpc.RangeRequest.CREATE,
+                limit=limit,
+                keys_only=True,
+                **more,
+            )
+        )
+
+    def _view(self, before: Any, revision: int) -> _View | None:
+        """What the keys before ours show; None: only strangers', and there are more."""
+        for each in before.kvs:
+            if is_contender(each.key, self._prefix):
+                return _View(each.key, revision)
+        return None if before.more else _View(None, revision)
 
     async def _until_confirmed(
         self, session: EtcdSession, woken: asyncio.Future[StoreError | None]
@@ -348,7 +387,7 @@ class EtcdContender(Contender):
             await asyncio.wait([self._entering])
             done, self._entering = self._entering, None
             if done.exception() is None:
-                self.revision, *_ = done.result()
+                self.revision = done.result().created
         session = self._session
         if session is None or not (self.revision or self._unsure):
             self._forget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from .etcd_elections import Late, contender, opened, win
 from .loops import on_a_loop
 from .servers.etcd import ROOT
 from .servers.etcd_client import EtcdClient
+from .waiting import async_wait_until
 
 
 def refusal(details: str) -> grpc.aio.AioRpcError:
@@ -117,22 +119,102 @@ class TestLeasesThatEnded:
         looks = 0
         look = EtcdContender._look
 
-        async def end_it_first(self: EtcdContender, session: EtcdSession) -> Any:
+        async def end_it_first(self: EtcdContender) -> Any:
             nonlocal looks
             looks += 1
             if looks == 1:
+                assert self._session is not None
                 # As when the entry was taken off the session just before.
-                session.entries.clear()
-                session.lose("for the test")
-            return await look(self, session)
+                self._session.entries.clear()
+                self._session.lose("for the test")
+            return await look(self)
 
         monkeypatch.setattr(EtcdContender, "_look", end_it_first)
         async with opened(etcd.endpoint) as backend:
-            part = contender(backend, key, ttl=2)
-            claim, lost = await win(part)
+            leader, part = contender(backend, key, ttl=3), contender(backend, key, ttl=2)
+            await win(leader)
+            waiting = asyncio.ensure_future(win(part))
+            await async_wait_until(lambda: part.revision, what="its entry")
+            await leader.leave()
+            claim, lost = await waiting
             assert claim.lease.is_valid()
             assert lost == []
-            # One on the old lease, one to see its entry before ours, one when that has lapsed.
-            assert looks <= 4
+            # One on the old lease, and one when its entry, which is before ours, has lapsed.
+            assert looks <= 3
+            for each in (part, leader):
+                await each.leave()
+                await each.close()
+
+
+class TestRounds:
+    @on_a_loop
+    async def test_who_enters_knows_by_the_same_request_whether_it_leads(
+        self, etcd: EtcdClient, key: str
+    ) -> None:
+        async with opened(etcd.endpoint) as backend:
+            sent: list[Any] = []
+            call: Any = backend._connection.call
+
+            async def count(stub: Any, request: Any, **more: Any) -> Any:
+                if isinstance(request, etcdrpc.TxnRequest):
+                    sent.append(request)
+                return await call(stub, request, **more)
+
+            monkey: Any = backend._connection
+            monkey.call = count
+            await backend.put(f"{key}/a-stranger", b"x")
+            leader, *others = (contender(backend, key) for _ in range(3))
+            sent.clear()
+            await win(leader)
+            assert len(sent) == 1
+            waiting = []
+            for number, other in enumerate(others):
+                waiting.append(asyncio.ensure_future(win(other)))
+                await async_wait_until(
+                    # Its own entry's, and that of the one before it.
+                    lambda n=number: len(backend._watches._by_id) == 1 + 2 * (n + 1),  # type: ignore[misc]
+                    what="the watches",
+                )
+            assert len(sent) == 3
+            # A hand-over is the removal, and the proof of who was woken.
+            await leader.leave()
+            await waiting[0]
+            assert len(sent) == 5
+            assert not waiting[1].done()
+            await others[0].leave()
+            await waiting[1]
+            await others[1].leave()
+            for each in (leader, *others):
+                await each.close()
+
+    @on_a_loop
+    async def test_one_entered_by_an_earlier_call_is_read_again(
+        self, etcd: EtcdClient, key: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Its watch would tell too; the read must do alone.
+        monkeypatch.setattr(EtcdContender, "_own_changed", lambda self, events: None)
+        async with opened(etcd.endpoint) as backend:
+            part = contender(backend, key)
+            done, may_answer = asyncio.Event(), asyncio.Event()
+            call: Any = backend._connection.call
+
+            async def answer_late(stub: Any, request: Any, **more: Any) -> Any:
+                answer = await call(stub, request, **more)
+                if isinstance(request, etcdrpc.TxnRequest) and not done.is_set():
+                    done.set()
+                    await may_answer.wait()
+                return answer
+
+            monkey: Any = backend._connection
+            monkey.call = answer_late
+            campaign = asyncio.ensure_future(win(part))
+            await done.wait()
+            campaign.cancel()
+            await asyncio.wait([campaign])
+            (entry,) = await backend.list(key)
+            await backend.atomic_delete(entry.key, entry)
+            may_answer.set()
+            claim, _ = await win(part)
+            assert claim.token > entry.index, "it led by an entry that was gone"
             await part.leave()
             await part.close()
