@@ -204,7 +204,7 @@ class EtcdBackend(Backend):
         )
         # The root is in no range of its own descendants' but the one of all keys.
         itself = [deleting(directory.encode())] if directory else []
-        answer = await self._election.txn(etcdrpc.TxnRequest(success=[*itself, below]))
+        answer = await self._write(etcdrpc.TxnRequest(success=[*itself, below]))
         leases = self._ttl_leases.drop_tree(directory, answer.header.revision)
         await asyncio.gather(*map(self._revoke, leases))
 

@@ -106,7 +106,13 @@ class Contender(ABC):
     `StoreUnavailable`, and finds by the unique id of its own entry what an
     earlier attempt of unknown outcome did. Cancelling a call leaves at most an
     entry that `leave` removes.
+
+    Attributes:
+        on_answer: set by the caller, if at all: to be called in `campaign` each
+            time that the store has answered and the wait for the lead goes on.
     """
+
+    on_answer: Callable[[], None] | None = None
 
     @abstractmethod
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
@@ -119,7 +125,8 @@ class Contender(ABC):
         A lease or session lost while waiting means a new entry, here, not an error.
 
         Raises:
-            StoreUnavailable: try again later.
+            StoreUnavailable: try again later; also when the store went out of
+                reach while we waited. Called again it keeps the entry's place.
             StoreError: the store refuses.
         """
 

@@ -72,6 +72,8 @@ class CompareAndSwapContender(Contender):
         # outcome, until a read or a removal has settled it.
         self._nonce: str | None = None
         self._pair: KVPair | None = None
+        # Whether a removal was begun, and not confirmed: it may come late.
+        self._leaving = False
         self._lease: Lease | None = None
         self._writing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -80,9 +82,14 @@ class CompareAndSwapContender(Contender):
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
         # The caller may not have taken an earlier claim, as one that came too late.
         await self._stop_tasks()
+        if self._leaving:
+            # Its term is over: the same entry must not begin another with the same token.
+            await self.leave()
         await self._give_others_a_chance()
         async with contextlib.aclosing(self._backend.watch(self._key)) as states:
             async for pair in states:
+                if self.on_answer is not None:
+                    self.on_answer()
                 if pair is not None:
                     envelope = unseal(pair)
                     if envelope is None or envelope.nonce != self._nonce:
@@ -221,6 +228,7 @@ class CompareAndSwapContender(Contender):
 
     async def leave(self) -> None:
         await self._stop_tasks()
+        self._leaving = True
         while self._nonce is not None:
             present = await self._backend.get(self._key)
             seen = unseal(present)
@@ -230,6 +238,7 @@ class CompareAndSwapContender(Contender):
             with contextlib.suppress(KeyModified):
                 await self._backend.atomic_delete(self._key, present)
                 self._nonce = None
+        self._leaving = False
         if self._pair is not None:
             # We led, perhaps some failed attempts at leaving ago.
             self._yield_until = self._clock.now() + min(1.0, self._ttl / 4)

@@ -37,7 +37,7 @@ class FollowerBase:
             raise ConfigurationError(f"retry={retry!r}: give a Retry, or None to raise at once")
         self.key = checked_key(key)
         self._following = Following(
-            self.core, self.key, retry, checked_seconds("patience", patience)
+            self.core, self.key, retry, checked_seconds("patience", patience), store
         )
 
     def __repr__(self) -> str:

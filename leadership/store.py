@@ -46,20 +46,22 @@ class StoreBase:
         self.core.need("watch", Capability.WATCH)
         self.core.check_open()
         path = checked_key(key)
-        backend = self.core.backend
+        core, backend = self.core, self.core.backend
         return Cursor(
-            lambda: Observation(self.core, path, lambda: backend.watch(path), DEFAULT_RETRY),
+            lambda: Observation(core, path, lambda: backend.watch(path), DEFAULT_RETRY),
             states,
+            store=self,
         )
 
     def _cursor_of_tree(self, directory: str) -> Cursor[Pairs, Pairs]:
         self.core.need("watch_tree", Capability.WATCH)
         self.core.check_open()
         path = checked_key(directory, root=True)
-        backend = self.core.backend
+        core, backend = self.core, self.core.backend
         return Cursor(
-            lambda: Observation(self.core, path, lambda: backend.watch_tree(path), DEFAULT_RETRY),
+            lambda: Observation(core, path, lambda: backend.watch_tree(path), DEFAULT_RETRY),
             states,
+            store=self,
         )
 
     def _callers(self) -> builtins.list[tuple[Candidacy, inside.Caller]]:

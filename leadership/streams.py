@@ -16,7 +16,7 @@ class Stream(Generic[V]):
 
     Nothing happens before the first `next`, which tells the present state.
     Later states may be coalesced; the last is never missed. Leaving the loop
-    in any way ends the watch at the store.
+    in any way ends the watch at the store. Until then it keeps the store open.
     """
 
     def __init__(self, core: Core, cursor: Cursor[Any, V]) -> None:
