@@ -142,7 +142,8 @@ class Contender(ABC):
     async def leave(self) -> None:
         """Remove our entry, if it is there and ours; return when the store confirmed.
 
-        Idempotent. Never ends a session that others use.
+        Once called, that entry never leads again: `campaign` finishes an
+        unconfirmed removal first. Idempotent. Never ends a session that others use.
 
         Raises:
             StoreUnavailable: the outcome is unknown; call again.

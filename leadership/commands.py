@@ -125,10 +125,12 @@ def run(
     Waits until this candidate leads, and starts CMD with LEADERSHIP_KEY,
     LEADERSHIP_ID and LEADERSHIP_TOKEN (the fencing token) in its environment.
 
-    When the term may end (the lease could not be renewed, the entry was
-    deleted, SIGTERM or Ctrl-C), CMD's process group is sent SIGTERM, GRACE
-    seconds later SIGKILL, and that always before another can lead. Only when
-    it has ended is the key released. A second Ctrl-C kills at once.
+    When the term may end (the lease could not be renewed, SIGTERM or
+    Ctrl-C), CMD's process group is sent SIGTERM, GRACE seconds later SIGKILL,
+    and that always before another can lead. Only when it has ended is the key
+    released. A second Ctrl-C kills at once. When the store says that the term
+    is over (an operator deleted the entry) another may lead already: SIGKILL
+    follows SIGTERM within half a second.
 
     After a loss we contend again. When CMD ends by itself we resign and exit
     with its status.
