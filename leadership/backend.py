@@ -179,7 +179,7 @@ class Backend(ABC):
     """
 
     capabilities: ClassVar[frozenset[Capability]]
-    minimum_ttl: ClassVar[float] = 0.0
+    minimum_ttl: float = 0.0
     maximum_value_size: ClassVar[float] = math.inf
     conditions: ClassVar[str] = ""
 
