@@ -84,7 +84,9 @@ class Acceptor:
 
     # --- what is asked of it ---
 
-    def pre_vote(self, key: str, owner: Owner, term: int, now: float) -> Verdict:
+    def pre_vote(
+        self, key: str, owner: Owner, term: int, now: float, *, established: bool = False
+    ) -> Verdict:
         """Whether `vote` would grant. Remembers only that `owner` asked (a hint)."""
         record = self._record(key, now)
         if record is None:
@@ -96,15 +98,22 @@ class Acceptor:
         )
         if not rival:
             record.asked_by, record.asked_at = owner, now
-        refusal = self._refusal_to_vote(record, owner, term, now)
+        refusal = self._refusal_to_vote(record, owner, term, now, established)
         return self._verdict(record, refusal, owner, now, rival=rival)
 
-    def vote(self, key: str, owner: Owner, term: int, now: float) -> Verdict:
-        """Grant at most one vote per term, and none while a promise to another lasts."""
+    def vote(
+        self, key: str, owner: Owner, term: int, now: float, *, established: bool = False
+    ) -> Verdict:
+        """Grant at most one vote per term, and none while a promise to another lasts.
+
+        Args:
+            established: the term may be far ahead of the wall clock: it follows
+                one that no majority can be had without.
+        """
         record = self._record(key, now)
         if record is None:
             return Verdict(False, FULL, self.floor)
-        refusal = self._refusal_to_vote(record, owner, term, now)
+        refusal = self._refusal_to_vote(record, owner, term, now, established)
         if not refusal:
             record.max_term = term
             record.voted_for = owner
@@ -170,10 +179,10 @@ class Acceptor:
             return -math.inf
         return record.promised_until if now < record.promised_until else -math.inf
 
-    def is_too_far(self, key: str, term: int) -> bool:
-        """Whether the term must come from a wall clock that is badly wrong, here or there."""
-        limit = floor_term(self._wall_clock() + self._timing.wall_clock_limit * 1000)
-        return term > max(self.term(key) + FAR_AHEAD, limit)
+    def is_far_ahead(self, term: int) -> bool:
+        """Whether the term comes from a wall clock that is badly wrong, there or here."""
+        limit = self._wall_clock() + self._timing.wall_clock_limit * 1000
+        return term > floor_term(limit)
 
     def terms(self) -> dict[str, int]:
         """The highest term of each key that it keeps."""
@@ -210,12 +219,14 @@ class Acceptor:
 
     # --- the rules ---
 
-    def _refusal_to_vote(self, record: Record, owner: Owner, term: int, now: float) -> str:
+    def _refusal_to_vote(
+        self, record: Record, owner: Owner, term: int, now: float, established: bool
+    ) -> str:
         if self._promised_to_another(record, owner, now):
             return PROMISED
         if term <= record.max_term:
             return OLD_TERM
-        if self._too_far(record, term):
+        if self._too_far(record, term) and not established:
             return FAR_TERM
         return ""
 
@@ -242,10 +253,8 @@ class Acceptor:
         )
 
     def _too_far(self, record: Record, term: int) -> bool:
-        if term <= record.max_term + FAR_AHEAD:
-            return False
-        limit = self._wall_clock() + self._timing.wall_clock_limit * 1000
-        return term > floor_term(limit)
+        # A node that stands at such a term already accepts its successors.
+        return term > record.max_term + FAR_AHEAD and self.is_far_ahead(term)
 
     def _record(self, key: str, now: float) -> Record | None:
         record = self.records.get(key)

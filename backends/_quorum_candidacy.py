@@ -30,7 +30,7 @@ from ._quorum_messages import (
     VoteAnswer,
 )
 from ._quorum_releases import Releases
-from ._quorum_timing import Timing, floor_term
+from ._quorum_timing import FAR_AHEAD, Timing, floor_term
 
 LAPSED = "the leases were not renewed in time"
 REMOVED = "this node is no longer a member"
@@ -91,6 +91,7 @@ class _Ballot:
     configuration: str
     granted: dict[str, float] = field(default_factory=dict)
     refused: dict[str, tuple[str, float]] = field(default_factory=dict)
+    terms: dict[str, int] = field(default_factory=dict)
     rival: bool = False
 
 
@@ -116,6 +117,7 @@ class Candidacy:
         self._attempt_at = -math.inf
         self._failures = 0
         self._seen_term = 0
+        self._established_term = 0
         self._gave_way: dict[str, tuple[float, int]] = {}
 
     # --- what the user wants ---
@@ -241,7 +243,7 @@ class Candidacy:
         number = self._open_ballot(now, self._commons.timing.heartbeat)
         for receiver in mail.receivers():
             header = mail.header(receiver, number)
-            mail.send(PreVote(header, self.key, self._uid, self.term))
+            mail.send(PreVote(header, self.key, self._uid, self.term, self._is_established))
 
     def pre_vote_answered(self, answer: PreVoteAnswer, now: float) -> None:
         """Count an answer to the question."""
@@ -251,6 +253,7 @@ class Candidacy:
         self._learn(answer.term)
         if ballot is None:
             return
+        ballot.terms[answer.header.sender] = answer.term
         ballot.rival |= answer.rival
         if self._commons.mail.quorum.is_quorum(ballot.granted):
             self._ask_votes(now, None)
@@ -281,7 +284,9 @@ class Candidacy:
         number = self._open_ballot(now, min(timing.vote_window, 2 * timing.heartbeat))
         for receiver in mail.receivers():
             header = mail.header(receiver, number)
-            mail.send(Vote(header, self.key, contender.uid, self.term, ttl, ticket))
+            mail.send(
+                Vote(header, self.key, contender.uid, self.term, ttl, self._is_established, ticket)
+            )
 
     def vote_answered(self, answer: VoteAnswer, now: float) -> None:
         """Count a vote."""
@@ -345,7 +350,10 @@ class Candidacy:
     def _fail(self, now: float) -> None:
         ballot = self._ballot
         asked = self._asked_for_lease()
-        earliest = 0.0 if ballot is None else self._earliest_hope(ballot)
+        earliest = 0.0
+        if ballot is not None:
+            earliest = self._earliest_hope(ballot)
+            self._look_for_established(ballot)
         self._failures += 1
         self._abandon(now, told=False)
         widened = min(2 ** (self._failures - 1), _LARGEST_BACKOFF)
@@ -493,8 +501,25 @@ class Candidacy:
         return self.phase is Phase.LEASING or (self.phase is Phase.VOTING and self._combined)
 
     def _learn(self, term: int) -> None:
-        if not self._commons.acceptor.is_too_far(self.key, term):
+        if term <= self._established_term or not self._commons.acceptor.is_far_ahead(term):
             self._seen_term = max(self._seen_term, term)
+
+    def _look_for_established(self, ballot: _Ballot) -> None:
+        """Take over terms that are far ahead, when no majority can be had without them.
+
+        Wall clocks were wrong on so many nodes, then, that these terms were
+        voted for. Those that stand at them can vote for successors only.
+        """
+        is_quorum = self._commons.mail.quorum.is_quorum
+        is_far_ahead = self._commons.acceptor.is_far_ahead
+        near = [node for node, term in ballot.terms.items() if not is_far_ahead(term)]
+        if is_quorum(ballot.terms) and not is_quorum(near):
+            self._established_term = max(self._established_term, *ballot.terms.values())
+            self._learn(self._established_term)
+
+    @property
+    def _is_established(self) -> bool:
+        return self.term <= self._established_term + FAR_AHEAD
 
     def _next_term(self) -> int:
         known = max(self._seen_term, self._commons.acceptor.term(self.key))

@@ -412,7 +412,9 @@ class QuorumLease:
         if refusal and refusal != ANOTHER_RUN:
             verdict = Verdict(False, refusal, self._acceptor.term(key))
         else:
-            verdict = self._acceptor.pre_vote(key, owner_of(message), message.term, now)
+            verdict = self._acceptor.pre_vote(
+                key, owner_of(message), message.term, now, established=message.established
+            )
         self._mail.send(
             PreVoteAnswer(
                 self._mail.reply_header(message.header),
@@ -435,7 +437,7 @@ class QuorumLease:
         if ticket is not None and self._names(ticket, message.header.sender, owner.incarnation):
             # It came before the release itself did.
             self._release(ticket, now)
-        verdict = self._acceptor.vote(key, owner, term, now)
+        verdict = self._acceptor.vote(key, owner, term, now, established=message.established)
         if not verdict.granted:
             self._answer_vote(message, verdict)
             return

@@ -103,11 +103,16 @@ class Ticket(Struct, frozen=True):
 
 
 class PreVote(Request, frozen=True):
-    """Would you vote for me? Changes nothing."""
+    """Would you vote for me? Changes nothing.
+
+    Attributes:
+        established: the term follows one that no majority can be had without.
+    """
 
     key: str
     uid: str
     term: int
+    established: bool
 
 
 class PreVoteAnswer(Answer, frozen=True):
@@ -133,6 +138,7 @@ class Vote(Request, frozen=True):
 
     Attributes:
         ttl: seconds; 0 asks for the vote alone.
+        established: as in `PreVote`.
         ticket: of the leader that gave way to the sender, or None.
     """
 
@@ -140,6 +146,7 @@ class Vote(Request, frozen=True):
     uid: str
     term: int
     ttl: float
+    established: bool
     ticket: Ticket | None
 
 

@@ -15,8 +15,8 @@ from random import Random
 from typing import Any
 
 from leadership.backends._quorum_effects import (
-    Elected,
     Effect,
+    Elected,
     Ignored,
     LeaderSeen,
     Lost,
