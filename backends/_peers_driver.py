@@ -230,6 +230,10 @@ class Driver:
         # Read before the decision, and so before anything is sent: terms count from it.
         self._carry_out(decide(self._clock.now()))
 
+    async def settle(self) -> None:
+        """Until who can be reached has been told of what was decided."""
+        await self._post.settle(self._settings.timing.heartbeat)
+
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:

@@ -89,12 +89,16 @@ class Post:
         """Whether the node has lately proved to be one of ours."""
         return self._clock.now() - self._line(address).heard_at < _HEARD
 
-    async def close(self, seconds: float) -> None:
-        """Give what is on its way a moment to arrive, and end."""
+    async def settle(self, seconds: float) -> None:
+        """Wait until all that was to be sent has been answered, but no longer than that."""
         for line in self._lines.values():
             self._flush(line)
         if self._tasks:
             await self._clock.wait_for(asyncio.wait(list(self._tasks)), self._clock.now() + seconds)
+
+    async def close(self, seconds: float) -> None:
+        """Give what is on its way a moment to arrive, and end."""
+        await self.settle(seconds)
         self._closed = True
         for task in list(self._tasks):
             task.cancel()

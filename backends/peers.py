@@ -250,6 +250,8 @@ class PeersContender(Contender):
             raise NotLeader(f"this node does not lead {self._key!r}: campaign first")
         driver.act(lambda now: driver.node.proclaim(self._key, self._uid, value, now))
         self._value = value
+        # As at a store: who asks another node after our return is told the new value.
+        await driver.settle()
 
     async def leave(self) -> None:
         driver, self._lost = self._driver, None
