@@ -235,23 +235,24 @@ def leader(
 
 
 @app.command(
-    epilog="""Example:
+    epilog="""Examples:
 
 \b
+    leadership demo
     leadership demo --store etcd://127.0.0.1:2379
 """
 )
 def demo(
     url: Annotated[
-        str | None,
+        str,
         typer.Option(
             "--store",
             envvar="LEADERSHIP_STORE",
             metavar="URL",
-            help="The store, such as etcd://HOST:PORT.",
-            show_default=False,
+            help="A store, such as etcd://HOST:PORT, or etcd for the one on this machine; "
+            "peers: no server, each process is a node.",
         ),
-    ] = None,
+    ] = "peers",
     ttl: Annotated[
         float, typer.Option(metavar="S", help="Seconds after a death until another may lead.")
     ] = 2.0,
@@ -264,14 +265,18 @@ def demo(
     """
     from . import demo as show
 
-    if not url:
-        raise ConfigurationError(
-            "no store: give --store etcd://127.0.0.1:2379 or set LEADERSHIP_STORE; "
-            "'make demo' in a checkout starts one for the time of the demo"
-        )
+    if not ttl > 0:
+        raise ConfigurationError(f"ttl={ttl}: give seconds above 0")
+    with_no_server = url == "peers"
+    if with_no_server:
+        url, urls = show.peers_urls(ttl)
+    else:
+        url = "etcd://127.0.0.1:2379" if url == "etcd" else url
+        urls = dict.fromkeys(show.NAMES, url)
     with _ending_on_sigterm(), new_store(url) as store:
-        play = show.Demo(store, url, ttl)
-        _connect(store, play.key, connect_timeout)
+        play = show.Demo(store, urls, ttl)
+        if not with_no_server:
+            _connect(store, play.key, connect_timeout)
         return play.run()
 
 

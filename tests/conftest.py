@@ -23,7 +23,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 
 MakeEtcd = Callable[..., EtcdServer]
 
-_BUILT_IN = frozenset({"memory"})
+_BUILT_IN = frozenset({"memory", "peers"})
 _BACKEND_OF_FIXTURE = {
     "memory": "memory",
     "etcd": "etcd",
