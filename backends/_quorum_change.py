@@ -30,6 +30,8 @@ class Change:
     def tick(self, now: float) -> bool:
         """Tell all; whether the change may be completed."""
         if now >= self._complete_at:
+            # It may have to wait for a disk, and to be tried again.
+            self.next_at = now + self._timing.heartbeat
             return True
         if now >= self.next_at:
             number = self._mail.next_number()

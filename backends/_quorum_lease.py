@@ -626,6 +626,7 @@ class QuorumLease:
         self._mail.quorum = Quorum(self.cluster, self.timing, stage)
         self._acceptor.merge(floor, terms, now)
         self._change = Change(self._mail, self.timing, now) if stage.joining else None
+        self._update_campaigning()
         for candidacy in self._candidacies.values():
             if self.id in self._mail.quorum.everyone:
                 candidacy.abort(now)
@@ -658,7 +659,8 @@ class QuorumLease:
         self._storage.keep_ceiling(self.timing.lease_ceiling, take_part, try_again, now)
 
     def _update_campaigning(self) -> None:
-        self._commons.may_campaign = self.ready and self._healthy
+        is_member = self.id in self._mail.quorum.everyone
+        self._commons.may_campaign = self.ready and self._healthy and is_member
 
     def _release(self, ticket: Ticket, now: float) -> bool:
         self.leaders.clear(ticket.key, ticket.node, ticket.term)
