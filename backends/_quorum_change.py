@@ -44,7 +44,7 @@ class Change:
     def answered(self, answer: MembersAnswer, now: float) -> None:
         """Count a node that has come this far."""
         quorum = self._mail.quorum
-        if progress(answer.stage) < progress(quorum.stage):
+        if answer.stage != quorum.stage and progress(answer.stage) <= progress(quorum.stage):
             return
         self._joined.add(answer.header.sender)
         self.floor = max(self.floor, answer.floor)
