@@ -30,9 +30,20 @@ _NOBODY = Owner("", "", "")
 
 @dataclass(slots=True)
 class Record:
-    """What an acceptor knows of one key."""
+    """What an acceptor knows of one key.
+
+    Attributes:
+        max_term: no lower one gets a vote or a lease.
+        led_term: the highest that may have had a leader.
+        voted_for: who got the vote of `max_term`; None: not known, or nobody yet.
+        promised_to, promised_until: the promise.
+        number: of the request that it answered.
+        asked_by, asked_at: a contender, lately.
+        touched_at: when anybody asked for the key.
+    """
 
     max_term: int
+    led_term: int
     voted_for: Owner | None = None
     promised_to: Owner | None = None
     promised_until: float = -math.inf
@@ -134,9 +145,8 @@ class Acceptor:
         refusal = self._refusal_to_lease(record, owner, term, number, now)
         if refusal:
             return self._verdict(record, refusal, owner, now)
-        if record.max_term != term:
-            record.max_term = term
-            record.voted_for = owner
+        record.max_term = record.led_term = term
+        record.voted_for = owner
         promised = min(ttl, self._timing.lease_ceiling)
         until = now + promised
         # Never shortened: the owner may count on an earlier, longer one.
@@ -188,24 +198,35 @@ class Acceptor:
         """The highest term of each key that it keeps."""
         return {key: record.max_term for key, record in self.records.items()}
 
+    def led_terms(self) -> dict[str, int]:
+        """Of each key that it keeps, the highest term that may have had a leader.
+
+        The terms of campaigns that failed, in which votes were given for nothing, are
+        not among them: taken over by all, they would depose who leads in a lower one.
+        """
+        return {key: record.led_term for key, record in self.records.items()}
+
     def merge(self, floor: int, terms: Mapping[str, int], now: float) -> None:
         """Take over what others know."""
-        self.floor = max(self.floor, floor)
         for key, term in terms.items():
             record = self._record(key, now)
             if record is None:
-                self.floor = max(self.floor, term)
-            elif record.max_term < term:
-                record.max_term = term
-                record.voted_for = None
+                floor = max(floor, term)
+            else:
+                self._raise(record, term)
+        self.floor = max(self.floor, floor)
 
     def raise_all(self, term: int) -> None:
         """Make this the least highest term of all keys: any of them may have had it."""
         self.floor = max(self.floor, term)
         for record in self.records.values():
-            if record.max_term < term:
-                record.max_term = term
-                record.voted_for = None
+            self._raise(record, term)
+
+    def _raise(self, record: Record, term: int) -> None:
+        record.led_term = max(record.led_term, term)
+        if record.max_term < term:
+            record.max_term = term
+            record.voted_for = None
 
     def forget_idle(self, before: float, now: float) -> None:
         """Drop keys that nobody asked for since `before`; the floor keeps their terms rising."""
@@ -261,7 +282,7 @@ class Acceptor:
         if record is None:
             if len(self.records) >= self._keys_limit:
                 return None
-            record = self.records[key] = Record(self.floor)
+            record = self.records[key] = Record(self.floor, self.floor)
         record.touched_at = now
         return record
 

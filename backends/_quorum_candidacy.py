@@ -278,7 +278,9 @@ class Candidacy:
         # a lease that comes to no majority would hold them up.
         self._combined = ticket is not None or not (self._ballot is not None and self._ballot.rival)
         self.phase = Phase.VOTING
-        self.term = self._next_term()
+        # Who takes over follows a term that is known: no need of the clock, which
+        # nobody was asked about, and whose error this node's own vote would keep.
+        self.term = self._known_term() + 1 if ticket is not None else self._next_term()
         contender = self._active()
         ttl = contender.ttl if self._combined else 0.0
         number = self._open_ballot(now, min(timing.vote_window, 2 * timing.heartbeat))
@@ -521,10 +523,12 @@ class Candidacy:
     def _is_established(self) -> bool:
         return self.term <= self._established_term + FAR_AHEAD
 
+    def _known_term(self) -> int:
+        return max(self._seen_term, self._commons.acceptor.term(self.key))
+
     def _next_term(self) -> int:
-        known = max(self._seen_term, self._commons.acceptor.term(self.key))
         # Where everybody forgot, real time still tells a later term from an earlier one.
-        return max(known + 1, floor_term(self._commons.wall_clock()))
+        return max(self._known_term() + 1, floor_term(self._commons.wall_clock()))
 
     def _ticket(self, successor: str, incarnation: str) -> Ticket:
         mail = self._commons.mail

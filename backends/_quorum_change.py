@@ -30,6 +30,8 @@ class Change:
     def tick(self, now: float) -> bool:
         """Tell all; whether the change may be completed."""
         if now >= self._complete_at:
+            # It may have to wait for a disk, and to be tried again.
+            self.next_at = now + self._timing.heartbeat
             return True
         if now >= self.next_at:
             number = self._mail.next_number()
@@ -42,7 +44,7 @@ class Change:
     def answered(self, answer: MembersAnswer, now: float) -> None:
         """Count a node that has come this far."""
         quorum = self._mail.quorum
-        if progress(answer.stage) < progress(quorum.stage):
+        if answer.stage != quorum.stage and progress(answer.stage) <= progress(quorum.stage):
             return
         self._joined.add(answer.header.sender)
         self.floor = max(self.floor, answer.floor)

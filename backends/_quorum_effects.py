@@ -6,7 +6,21 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
-from ._quorum_messages import Members, Message
+from ._quorum_messages import Ballot, Members, Message
+
+
+class Proposal(Struct, frozen=True):
+    """What a node promised and accepted in deciding on the member list after its present one.
+
+    Attributes:
+        promised: nothing in a lower ballot is accepted.
+        accepted_in: the ballot in which `joining` was accepted.
+        joining: the accepted list, or empty.
+    """
+
+    promised: Ballot = (0, "")
+    accepted_in: Ballot = (0, "")
+    joining: tuple[str, ...] = ()
 
 
 class StoredState(Struct, frozen=True):
@@ -16,11 +30,13 @@ class StoredState(Struct, frozen=True):
         highest_term: of all votes it ever granted.
         lease_ceiling: the longest promise that it may have given, in seconds.
         stage: the membership that it acts under.
+        proposal: its part in deciding on the next one.
     """
 
     highest_term: int
     lease_ceiling: float
     stage: Members
+    proposal: Proposal = Proposal()
 
 
 @dataclass(frozen=True, slots=True)

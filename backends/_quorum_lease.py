@@ -54,6 +54,7 @@ from ..errors import ConfigurationError, NotLeader, NotSupported
 from ._quorum_acceptor import ANOTHER_RUN, NOT_STORED, RECOVERING, Acceptor, Verdict
 from ._quorum_candidacy import Candidacy, Commons, Contender, owner_of
 from ._quorum_change import Change
+from ._quorum_decision import Decision
 from ._quorum_effects import Effect, Ignored, MembersChanged, Ready, StoredState
 from ._quorum_holdings import Holdings, KeySet
 from ._quorum_leaders import Leaders
@@ -68,8 +69,12 @@ from ._quorum_messages import (
     Lease,
     LeaseAnswer,
     Members,
+    MembersAccept,
+    MembersAccepted,
     MembersAnswer,
     MembersNotice,
+    MembersPrepare,
+    MembersPromise,
     Message,
     Owner,
     PreVote,
@@ -163,6 +168,7 @@ class QuorumLease:
         self._told_members_at: dict[str, float] = {}
         state = stored or StoredState(0, timing.lease_ceiling, stage)
         self._storage = Storage(self._mail, state, durable=durable)
+        self._decision = self._new_decision()
         self._change: Change | None = Change(self._mail, timing, now) if stage.joining else None
         self._recovering: Recovering | None = Recovering(
             self._mail, self._acceptor, timing, stored, now, is_first=bootstrap
@@ -183,6 +189,10 @@ class QuorumLease:
             Announcement: self._on_announcement,
             Recovery: self._on_recovery,
             RecoveryAnswer: self._on_recovery_answer,
+            MembersPrepare: self._on_members_prepare,
+            MembersPromise: self._on_members_promise,
+            MembersAccept: self._on_members_accept,
+            MembersAccepted: self._on_members_accepted,
             MembersNotice: self._on_members_notice,
             MembersAnswer: self._on_members_answer,
         }
@@ -238,6 +248,7 @@ class QuorumLease:
             self.leaders.next_at,
             self._recovering.next_at if self._recovering is not None else math.inf,
             self._change.next_at if self._change is not None else math.inf,
+            self._decision.next_at,
         )
 
     # --- what the driver tells ---
@@ -253,6 +264,7 @@ class QuorumLease:
             self._become_ready(now)
         if self._change is not None and self._change.tick(now):
             self._complete_change(self._change, now)
+        self._decision.tick(now)
         self._releases.tick(now)
         self.leaders.tick(now)
         while self._timers and self._timers[0][0] <= now:
@@ -355,7 +367,7 @@ class QuorumLease:
                 f"not known to have a state_dir: {', '.join(without)}; a cluster without is "
                 "changed by stopping all its nodes and starting under a new cluster name"
             )
-        self._go_to(joint_stage(quorum.stage, members), 0, {}, now)
+        self._decision.propose(joint_stage(quorum.stage, members).joining, now)
         return self._finish(now)
 
     def persisted(self, number: int, succeeded: bool, now: float) -> list[Effect]:
@@ -579,6 +591,38 @@ class QuorumLease:
 
     # --- members ---
 
+    def _new_decision(self) -> Decision:
+        return Decision(
+            self._mail, self.timing, self._storage, self._commons.random, self._begin_change
+        )
+
+    def _begin_change(self, joining: tuple[str, ...], now: float) -> None:
+        if not self.stage.joining:
+            self._go_to(joint_stage(self.stage, joining), 0, {}, now)
+
+    def _on_members_prepare(self, message: MembersPrepare, now: float) -> None:
+        if self._decides(message):
+            self._decision.on_prepare(message, now)
+
+    def _on_members_promise(self, answer: MembersPromise, now: float) -> None:
+        self._decision.on_promise(answer, now)
+
+    def _on_members_accept(self, message: MembersAccept, now: float) -> None:
+        if self._decides(message):
+            self._decision.on_accept(message, now)
+
+    def _on_members_accepted(self, answer: MembersAccepted, now: float) -> None:
+        self._decision.on_accepted(answer, now)
+
+    def _decides(self, message: Message) -> bool:
+        everyone = self._mail.quorum.everyone
+        return (
+            self._storage.durable
+            and not self.stage.joining
+            and self.id in everyone
+            and message.header.sender in everyone
+        )
+
     def _on_members_notice(self, message: MembersNotice, now: float) -> None:
         self._catch_up(message, now)
         self._mail.send(
@@ -586,7 +630,7 @@ class QuorumLease:
                 self._mail.reply_header(message.header),
                 self.stage,
                 self._acceptor.floor,
-                self._acceptor.terms(),
+                self._acceptor.led_terms(),
             )
         )
 
@@ -601,7 +645,7 @@ class QuorumLease:
             return
         self._told_members_at[receiver] = now
         header = self._mail.header(receiver, self._mail.next_number())
-        terms = self._acceptor.terms()
+        terms = self._acceptor.led_terms()
         self._mail.send(MembersNotice(header, self.stage, self._acceptor.floor, terms))
 
     def _catch_up(self, message: MembersNotice | MembersAnswer, now: float) -> None:
@@ -625,7 +669,9 @@ class QuorumLease:
     def _act_under(self, stage: Members, floor: int, terms: dict[str, int], now: float) -> None:
         self._mail.quorum = Quorum(self.cluster, self.timing, stage)
         self._acceptor.merge(floor, terms, now)
+        self._decision = self._new_decision()
         self._change = Change(self._mail, self.timing, now) if stage.joining else None
+        self._update_campaigning()
         for candidacy in self._candidacies.values():
             if self.id in self._mail.quorum.everyone:
                 candidacy.abort(now)
@@ -658,7 +704,8 @@ class QuorumLease:
         self._storage.keep_ceiling(self.timing.lease_ceiling, take_part, try_again, now)
 
     def _update_campaigning(self) -> None:
-        self._commons.may_campaign = self.ready and self._healthy
+        is_member = self.id in self._mail.quorum.everyone
+        self._commons.may_campaign = self.ready and self._healthy and is_member
 
     def _release(self, ticket: Ticket, now: float) -> bool:
         self.leaders.clear(ticket.key, ticket.node, ticket.term)

@@ -273,6 +273,47 @@ class Members(Struct, frozen=True):
     retired: tuple[str, ...] = ()
 
 
+Ballot = tuple[int, str]
+"""Orders the attempts to decide on a member list: a count, then the proposer's id."""
+
+
+class MembersPrepare(Request, frozen=True):
+    """I want to propose the next member list in this ballot: accept no lower one any more."""
+
+    ballot: Ballot
+
+
+class MembersPromise(Answer, frozen=True):
+    """
+    Attributes:
+        granted: no lower ballot will be accepted.
+        promised: the highest ballot that was promised.
+        accepted_in: the ballot that `joining` was accepted in.
+        joining: the list that was accepted, or empty.
+    """
+
+    granted: bool
+    promised: Ballot
+    accepted_in: Ballot
+    joining: tuple[str, ...]
+
+
+class MembersAccept(Request, frozen=True):
+    """Accept this as the next member list."""
+
+    ballot: Ballot
+    joining: tuple[str, ...]
+
+
+class MembersAccepted(Answer, frozen=True):
+    """
+    Attributes:
+        granted: it was accepted.
+    """
+
+    granted: bool
+
+
 class MembersNotice(Request, frozen=True):
     """The membership has come to this stage. Told whatever configuration the receiver is in.
 
@@ -289,7 +330,8 @@ class MembersAnswer(Answer, frozen=True):
     """
     Attributes:
         stage: the stage that the answering node acts under.
-        floor, terms: what it knows.
+        floor: the highest term of the keys that it no longer knows one by one.
+        terms: of each key, the highest term that may have been led.
     """
 
     stage: Members
@@ -311,6 +353,10 @@ AnyMessage = (
     | Announcement
     | Recovery
     | RecoveryAnswer
+    | MembersPrepare
+    | MembersPromise
+    | MembersAccept
+    | MembersAccepted
     | MembersNotice
     | MembersAnswer
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from ._quorum_effects import Persist, StoredState
+from ._quorum_effects import Persist, Proposal, StoredState
 from ._quorum_mail import Mail
 from ._quorum_messages import Members
 
@@ -54,7 +54,24 @@ class Storage:
         if not self.durable:
             then(now)
         else:
-            self._write(replace(self._latest, stage=stage), then, lambda now: None)
+            # Proposals are for the list that follows the present one.
+            proposal = self._latest.proposal if stage == self._latest.stage else Proposal()
+            state = replace(self._latest, stage=stage, proposal=proposal)
+            self._write(state, then, lambda now: None)
+
+    def keep_proposal(self, proposal: Proposal, then: Act) -> None:
+        """Act once this node cannot forget what it promised or accepted."""
+        self._write(replace(self._latest, proposal=proposal), then, lambda now: None)
+
+    @property
+    def proposal(self) -> Proposal:
+        """What is stored."""
+        return self._stored.proposal
+
+    @property
+    def latest_proposal(self) -> Proposal:
+        """What is stored, or about to be."""
+        return self._latest.proposal
 
     def keep_ceiling(self, lease_ceiling: float, then: Act, otherwise: Act, now: float) -> None:
         """Act once a restarted node will stay silent for promises of this length."""

@@ -31,7 +31,7 @@ from leadership.backends._quorum_effects import (
 )
 from leadership.backends._quorum_lease import QuorumLease
 from leadership.backends._quorum_messages import Members, Message
-from leadership.backends._quorum_timing import Timing
+from leadership.backends._quorum_timing import FAR_AHEAD, Timing, floor_term
 
 START = 1_790_000_000_000.0
 """Wall time of the world's first moment, in milliseconds."""
@@ -60,6 +60,7 @@ class Plan:
     wishes_per_second: float
     wild_clocks: bool
     change_members: bool
+    lost_disks: bool
     bootstrap_flag: bool = False
 
 
@@ -69,6 +70,7 @@ def draw(seed: int) -> Plan:
     nodes = chance.choice([2, 3, 3, 3, 4, 5, 5, 6, 7])
     durable = chance.random() < 0.4
     harsh = chance.random()
+    change_members = durable and chance.random() < 0.5
     return Plan(
         seed=seed,
         nodes=nodes,
@@ -93,7 +95,8 @@ def draw(seed: int) -> Plan:
         faults_per_second=0.3 + 2.0 * harsh,
         wishes_per_second=chance.choice([0.1, 0.5, 2.0]),
         wild_clocks=chance.random() < 0.15,
-        change_members=durable and chance.random() < 0.5,
+        change_members=change_members,
+        lost_disks=durable and not change_members and chance.random() < 0.3,
     )
 
 
@@ -129,7 +132,7 @@ class Machine:
     last_local: float = -math.inf
     terms: dict[str, Term] = field(default_factory=dict)
     contending: dict[str, str] = field(default_factory=dict)
-    retired: bool = False
+    was_ahead: bool = False
 
     def local(self, real: float) -> float:
         """What its clock shows; never goes back."""
@@ -437,7 +440,7 @@ class World:
         node = machine.node
         if node is None or machine.paused or key in machine.contending:
             return
-        uid = f"{machine.id}.{machine.incarnation}"
+        uid = f"contender of {machine.id}"
         machine.contending[key] = uid
         ttl = self.random.uniform(0.92, 1.0)
         effects = node.campaign(key, uid, uid.encode(), ttl, machine.local(self.now))
@@ -470,6 +473,15 @@ class World:
         self._carry_out(machine, node.resign(key, term.uid, local, successor=successor))
         self._reschedule(machine)
 
+    def change_members(self, machine: Machine, members: list[str]) -> None:
+        """An operator asks this node to change the member list."""
+        node = machine.node
+        assert node is not None
+        effects = node.change_members(members, machine.local(self.now))
+        self.say(machine, f"is asked to change the members to {', '.join(sorted(members))}")
+        self._carry_out(machine, effects)
+        self._reschedule(machine)
+
     # --- what is told, and what must hold ---
 
     def _on_elected(self, machine: Machine, effect: Elected) -> None:
@@ -483,6 +495,7 @@ class World:
             self.fail(f"{effect.uid} leads {key} twice, or does not contend")
         if effect.valid_until <= local:
             self.fail(f"{effect.uid} was elected too late")
+        self._check_clock(effect.term)
         if effect.term <= self.highest[key]:
             self.fail(f"token {effect.term} of {key} is not above {self.highest[key]}")
         self._check_alone(key, effect.term)
@@ -512,6 +525,15 @@ class World:
                     f"terms {other.token} ({other.machine.id}) and {token} of {key} "
                     "are valid at the same time"
                 )
+
+    def _check_clock(self, term: int) -> None:
+        """Wall clocks that are wrong on a few machines are not seen in the tokens."""
+        ahead = sum(machine.was_ahead for machine in self.machines.values())
+        timing = self.plan.timing
+        limit = timing.wall_clock_limit + timing.wall_clock_skew
+        few = ahead < (self.plan.nodes + 1) // 2 and not self.plan.change_members
+        if few and term > floor_term(START + (self.now + limit) * 1000) + FAR_AHEAD:
+            self.fail(f"term {term} is far ahead, though most clocks never were")
 
     def _on_lost(self, machine: Machine, effect: Lost) -> None:
         self.say(machine, f"has lost {effect.key}: {effect.reason}")

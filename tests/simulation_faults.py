@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
 from leadership.backends._quorum_lease import QuorumLease
+from leadership.backends._quorum_members import progress
+from leadership.errors import ConfigurationError, NotSupported
 
 from .simulation import Machine, MakeNode, Plan, Trace, Violation, World, draw
 
@@ -65,6 +68,7 @@ class Faults:
             # Fewer, as many, or more than a majority.
             for machine in machines[: self.random.randint(1, plan.nodes)]:
                 machine.wall_offset += YEARS
+                machine.was_ahead = True
                 world.at(self.random.uniform(1, 12), self._step_back, machine)
         for machine in machines:
             world.at(self.random.choice([0.0, self.random.uniform(0, 4)]), world.start, machine)
@@ -98,10 +102,40 @@ class Faults:
             (self._crash_all, 0.5),
             (self._break_disk, 1 if self.plan.durable else 0),
             (self._move_wall_clock, 1),
+            (self._lose_disk, 1 if self.plan.lost_disks else 0),
+            (self._change_members, 3 if self.plan.change_members else 0),
         ]
         fault = self.random.choices([f for f, _ in faults], [weight for _, weight in faults])[0]
         fault()
         self._next_fault()
+
+    def _lose_disk(self) -> None:
+        if self.plan.wild_clocks:
+            return
+        machine = self._any()
+        self.world.stop(machine)
+        self.world.say(machine, "loses its disk")
+        machine.stored = None
+        self.world.after(self._downtime(), self.world.start, machine)
+
+    def _change_members(self) -> None:
+        """An operator adds, removes or replaces a member, through any node."""
+        world = self.world
+        asked = self._any()
+        node = asked.node
+        if node is None or asked.paused or node.stage.joining:
+            return
+        members = list(node.stage.members)
+        new = f"m{len(world.machines)}"
+        choice = self.random.random()
+        if choice < 0.6 and len(members) > 2:
+            members.remove(self.random.choice(members))
+        if choice > 0.3 and len(members) < 7:
+            members.append(new)
+        with contextlib.suppress(NotSupported, ConfigurationError):
+            world.change_members(asked, members)
+            if new in members:
+                world.start(world.add_machine(new), list(node.stage.members))
 
     def _any(self) -> Machine:
         return self.random.choice(list(self.world.machines.values()))
@@ -227,7 +261,7 @@ class Faults:
         led_at = math.inf
         while world.now < healed_at + bound:
             world.run(world.now + step)
-            if self._all_led() and all(m.node and m.node.ready for m in world.machines.values()):
+            if self._all_led() and self._settled():
                 led_at = world.now
                 break
         if led_at == math.inf:
@@ -251,6 +285,9 @@ class Faults:
             # A handful of campaigns that meet each other.
             + 10 * (timing.backoff * 2 + timing.heartbeat)
         )
+        if self.plan.change_members:
+            # Perhaps a joint stage to finish, and another one that a node still has to begin.
+            on_clock += 2 * (timing.lease_ceiling + timing.vote_window + 2 * timing.heartbeat)
         return timing.outlasting(on_clock)
 
     def _leader(self, key: str) -> Machine | None:
@@ -258,6 +295,13 @@ class Faults:
             if term.machine.local(self.world.now) < term.valid_until:
                 return term.machine
         return None
+
+    def _settled(self) -> bool:
+        """Whether all members take part, under the same list."""
+        nodes = [machine.node for machine in self.world.machines.values() if machine.node]
+        latest = max((node.stage for node in nodes), key=progress)
+        members = [node for node in nodes if node.id in latest.members]
+        return not latest.joining and all(node.ready and node.stage == latest for node in members)
 
     def _all_led(self) -> bool:
         return all(self._leader(key) for key in self.world.keys)
