@@ -233,6 +233,10 @@ class QuorumLease:
         """Whether a majority answered lately: this node would know of a leader."""
         return self._mail.reaches_quorum(now)
 
+    def is_silent(self, now: float) -> bool:
+        """Whether the silence that follows a start still lasts."""
+        return self._recovering is not None and now < self._recovering.silent_until
+
     def valid_until(self, key: str, uid: str) -> float:
         """When the contender's term ends unless renewed; minus infinity: it does not lead."""
         candidacy = self._candidacies.get(key)
@@ -360,15 +364,23 @@ class QuorumLease:
             raise NotSupported(
                 "the members are changed through a member that is ready and has a state_dir"
             )
-        others = (member for member in quorum.everyone if member != self.id)
+        joining = joint_stage(quorum.stage, members).joining
+        # Who is removed and does not answer may be without: the nodes of its stage that
+        # it could still vote with are no majority, for a majority stores the next one.
+        gone = set(quorum.everyone) - set(joining) - self._mail.reached(now)
+        others = (member for member in quorum.everyone if member not in {self.id, *gone})
         without = [member for member in others if not self._mail.peer(member).durable]
         if without:
             raise NotSupported(
                 f"not known to have a state_dir: {', '.join(without)}; a cluster without is "
                 "changed by stopping all its nodes and starting under a new cluster name"
             )
-        self._decision.propose(joint_stage(quorum.stage, members).joining, now)
+        self._decision.propose(joining, now)
         return self._finish(now)
+
+    def stop_changing_members(self) -> None:
+        """Propose the change no more. It comes about all the same where it was accepted."""
+        self._decision.give_up()
 
     def persisted(self, number: int, succeeded: bool, now: float) -> list[Effect]:
         """The `Persist` of this number, and all before it, are done, or the last one failed."""
