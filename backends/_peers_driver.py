@@ -91,7 +91,11 @@ class _Awaited:
 
     def take(self, answer: Answering) -> None:
         self.answers.append(answer)
-        self.missing.discard(answer.header.number)
+        self.give_up(answer)
+
+    def give_up(self, message: Message) -> None:
+        """It is answered, or never will be: the answers to the others must not wait for it."""
+        self.missing.discard(message.header.number)
         if not self.missing:
             self.complete.set()
 
@@ -134,6 +138,7 @@ class Driver:
         self._changed: asyncio.Future[None] | None = None
         self._shown = settings.shown
         self._closed = False
+        self._ignored = False
         self.node: QuorumLease = None  # type: ignore[assignment]
         self.members: MemberList = None  # type: ignore[assignment]
         self.surface = Surface(
@@ -310,6 +315,7 @@ class Driver:
                 case TwoIncarnations(node, raised):
                     self._context.emit(PeerAlarm("", self._clock.now(), node, raised))
                 case Ignored(sender, reason):
+                    self._ignored = True
                     self.complain(sender, reason)
         self._arm()
 
@@ -395,7 +401,10 @@ class Driver:
             self._awaited[header.sender, header.incarnation, header.number] = awaited
         try:
             for request in requests:
+                self._ignored = False
                 self.act(functools.partial(self.node.receive, request))
+                if self._ignored:
+                    awaited.give_up(request)
             await self._clock.wait_for(
                 awaited.complete.wait(), self._clock.now() + self._settings.timing.vote_window
             )

@@ -97,6 +97,11 @@ class MembersTold(msgspec.Struct, frozen=True):
 Ask = Callable[[str, MembersQuestion, float], Awaitable[MembersTold]]
 """Asks the node at an address, for at most so many seconds."""
 
+_WITHOUT = (
+    "{} has no state_dir: members are changed only where each one has. Stop all nodes, and start "
+    "them with state_dir, and under a new cluster name"
+)
+
 _encode = msgspec.json.Encoder().encode
 _question = msgspec.json.Decoder(MembersQuestion)
 
@@ -239,16 +244,22 @@ class MemberList:
                         self._obstacle = await self._obstacle_to(stage, wanted)
                         if node.stage != stage:
                             continue
-                        if not self._obstacle:
-                            self._propose(wanted)
+                        if not self._obstacle and self._propose(wanted):
                             proposed_in = stage.epoch
                 await self._wait_change(self._settings.timing.heartbeat)
         finally:
             # Whoever wanted it has been told that it is not done, or has gone.
             node.stop_changing_members()
 
-    def _propose(self, members: tuple[str, ...]) -> None:
-        self._act(lambda now: self._node.change_members(members, now))
+    def _propose(self, members: tuple[str, ...]) -> bool:
+        """Whether the node could."""
+        try:
+            self._act(lambda now: self._node.change_members(members, now))
+        except NotSupported as error:
+            # All that answer have a state_dir, as they said: the node has to hear of it yet.
+            self._obstacle = str(error)
+            return False
+        return True
 
     def _how_far(self) -> str:
         stage = self._node.stage
@@ -264,21 +275,20 @@ class MemberList:
         """
         node = self._node
         if self._settings.state_dir is None:
-            raise NotSupported(
-                f"{node.id} has no state_dir: members are changed only where each one has. Stop "
-                "all nodes, and start them with state_dir, and under a new cluster name"
-            )
+            raise NotSupported(_WITHOUT.format(node.id))
         joint_stage(stage, wanted)
         if not node.ready:
             return f"{node.id} was started a moment ago, and does not take part yet"
         new = [each for each in wanted if each not in stage.members]
-        obstacles = await asyncio.gather(*(self._obstacle_at(each, stage) for each in new))
+        # Asked now: who died a moment ago would still count by what was heard of it.
+        obstacles, alive = await asyncio.gather(
+            asyncio.gather(*(self._obstacle_at(each, stage) for each in new)),
+            asyncio.gather(*(self._is_alive(each) for each in stage.members)),
+        )
         if any(obstacles):
             return "; ".join(each for each in obstacles if each)
-        # Asked now: who died a moment ago would still count by what was heard of it.
-        old = [each for each in wanted if each in stage.members]
-        alive = await asyncio.gather(*(self._is_alive(each) for each in old))
-        answering = [*new, *(each for each, is_alive in zip(old, alive, strict=True) if is_alive)]
+        members = zip(stage.members, alive, strict=True)
+        answering = [*new, *(each for each, is_alive in members if is_alive and each in wanted)]
         if not majority_of(wanted)(answering):
             raise ConfigurationError(
                 f"of the members that would result ({', '.join(wanted)}) no majority answers, "
@@ -287,13 +297,22 @@ class MemberList:
         return ""
 
     async def _is_alive(self, address: str) -> bool:
+        """Whether a member answers.
+
+        Raises:
+            NotSupported: it does, and has no state_dir.
+        """
         if address == self._node.id:
             return True
         try:
             told = await self._ask(address, MembersQuestion(self._settings.cluster), _PATIENCE)
         except LeadershipError:
             return False
-        return told.outcome is Outcome.DONE and told.is_member
+        if told.outcome is not Outcome.DONE or not told.is_member:
+            return False
+        if not told.durable:
+            raise NotSupported(_WITHOUT.format(address))
+        return True
 
     async def _obstacle_at(self, address: str, stage: Members) -> str:
         """The same, at a node that is to be added."""
