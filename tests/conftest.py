@@ -101,9 +101,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and not report.skipped:
-        _tests_run.update(
-            str(value) for name, value in report.user_properties if name == "backend"
-        )
+        _tests_run.update(str(value) for name, value in report.user_properties if name == "backend")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
