@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -69,14 +71,16 @@ def asked_first(client: Store, cluster: PeersCluster) -> int:
 
 
 @contextlib.contextmanager
-def answering_with(store: Store, answer: Answer | None) -> Iterator[None]:
-    """Its node says this of leaders, or nothing at all, and all else as it is."""
+def answering_with(store: Store, answer: Answer | None) -> Iterator[threading.Event]:
+    """Its node says this of leaders, or nothing at all; the event tells that it was asked."""
     server = driver_of(store)._server
     handler = server._handler
+    was_asked = threading.Event()
 
     async def instead(asked: Asked) -> Answer:
         if asked.path != LEADER:
             return await handler(asked)
+        was_asked.set()
         if answer is None:
             await asyncio.sleep(3600)
         assert answer is not None
@@ -84,7 +88,7 @@ def answering_with(store: Store, answer: Answer | None) -> Iterator[None]:
 
     server._handler = instead
     try:
-        yield
+        yield was_asked
     finally:
         server._handler = handler
 
@@ -96,9 +100,11 @@ def test_a_node_that_hangs_is_left_for_another(
     candidate.campaign(timeout=20)
     with Follower(client, KEY).follow_election() as told:
         assert next(told) == "a"
-        with answering_with(stores[asked_first(client, cluster)], None):
+        with answering_with(stores[asked_first(client, cluster)], None) as was_asked:
+            assert was_asked.wait(10)
             candidate.proclaim("b")
-            assert next(told) == "b"
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(next, told).result(10) == "b"
     candidate.stop()
 
 
