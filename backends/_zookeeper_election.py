@@ -1,0 +1,507 @@
+"""Campaigning on ZooKeeper, in the same elections as kazoo's `Election` or Curator's `LeaderLatch`.
+
+Every contender makes an ephemeral sequential node below the election's key;
+the first of them leads, and each other watches only the one before it. The
+transaction that made the node (czxid) is the fencing token: ZooKeeper counts
+them for the whole ensemble, and over its restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+from kazoo.exceptions import NoChildrenForEphemeralsError, NoNodeError
+
+from ..backend import Contender, Context, Entry
+from ..errors import HandleClosed, NotLeader, SessionLost, StoreError
+from ..lease import Claim, claim
+from ..session import SessionPool, Slot
+from ._zookeeper_connection import Connection, Settings
+from ._zookeeper_names import NodeNames, in_order
+from ._zookeeper_session import ZooKeeperSession
+from ._zookeeper_tree import all_of, fresh, make_parents, require_unbroken
+
+DELETED = "the entry was deleted at the store"
+
+
+class ZooKeeperContender(Contender):
+    """One candidate's entry in one election."""
+
+    def __init__(
+        self, election: Election, key: str, value: bytes, ttl: float, own_session: bool
+    ) -> None:
+        self._election = election
+        self.key = key
+        self._directory = election.settings.path_of(key)
+        self._value = value
+        # Sequential nodes tell two contenders of one session apart, so one key's may share it.
+        self._user = f"{key}#{next(election.numbers)}"
+        self._slot: Slot[ZooKeeperSession] = election.sessions.reserve(self._user, ttl, own_session)
+        self._session: ZooKeeperSession | None = None
+        # Our entry's name, and its czxid; "" while none is known to stand.
+        self._name = ""
+        self._token = 0
+        # What the name of an entry begins with that may stand without our having seen it.
+        self._attempt = ""
+        self._entering: asyncio.Future[None] | None = None
+        # Whether the watch on our entry is set at the server.
+        self._guarded = False
+        self._unguard: Callable[[], None] = lambda: None
+        self._wake: asyncio.Future[None] | None = None
+        self._lost: Callable[[str], None] | None = None
+        self._told: str | None = None
+        self._closed = False
+
+    # --- to win ---
+
+    async def campaign(self, lost: Callable[[str], None]) -> Claim:
+        self._lost = None
+        while True:
+            session = await self._slot.session()
+            try:
+                won = await self._campaign_on(session)
+            except SessionLost as error:
+                session.lose(str(error))
+                self._forget()
+                continue
+            if won is not None:
+                self._lost = lost
+                return won
+
+    async def _campaign_on(self, session: ZooKeeperSession) -> Claim | None:
+        """Wait for the lead with one entry; None when that was lost: a new one is needed."""
+        if session is not self._session:
+            # What hung on the old session went with it, seen or not.
+            await self._entered()
+            self._forget()
+            self._session = session
+        if not self._name:
+            await self._enter(session)
+        session.holders.add(self)
+        if not self._guarded:
+            await self._guard(session)
+        connection = session.connection
+        while True:
+            # Before the read, so that what happens after it is not missed.
+            woken = self._wake = asyncio.get_running_loop().create_future()
+            if self._told is not None:
+                break
+            before = await self._look(connection)
+            if self._told is not None:
+                break
+            if before is None:
+                if not await self._stands(connection):
+                    break
+                if session.lease.is_valid():
+                    return claim(self._token, session.lease)
+                await self._until_confirmed(session, woken)
+                continue
+            path = f"{self._directory}/{before}"
+            cancel = connection.watches.subscribe(path, self._look_again)
+            try:
+                # Reading leaves no watch where there is nothing, as asking for existence would.
+                await connection.request(
+                    lambda client, path=path: client.get_async(path, connection.watches.fired),
+                    NoNodeError,
+                    repeatable=True,
+                )
+                await woken
+            except NoNodeError:
+                continue
+            finally:
+                cancel()
+        self._forget()
+        return None
+
+    async def _enter(self, session: ZooKeeperSession) -> None:
+        """Make our entry, unless an earlier attempt of unknown outcome already did."""
+        if self._entering is None:
+            self._entering = asyncio.ensure_future(self._make(session))
+        # Cancelling us must not leave a write under way whose outcome nobody
+        # waits for: `leave` does.
+        entering = self._entering
+        try:
+            await asyncio.shield(entering)
+        finally:
+            if entering.done():
+                self._entering = None
+
+    async def _entered(self) -> None:
+        """Wait for a write that is under way, whatever comes of it; its deadline bounds that."""
+        entering = self._entering
+        if entering is not None:
+            await asyncio.wait([entering])
+            self._entering = None
+            entering.exception()
+
+    async def _make(self, session: ZooKeeperSession) -> None:
+        connection = session.connection
+        if self._attempt:
+            await self._find(session)
+            if self._name:
+                return
+        chance = self._election.context.random.getrandbits(64)
+        self._attempt = self._election.names.unique(session.id, chance)
+        path = f"{self._directory}/{self._attempt}"
+        while True:
+            try:
+                made, stat = await connection.request(
+                    lambda client: client.create_async(
+                        path, self._value, ephemeral=True, sequence=True, include_data=True
+                    ),
+                    NoNodeError,
+                    NoChildrenForEphemeralsError,
+                )
+            except NoNodeError:
+                await make_parents(connection, path)
+                continue
+            except NoChildrenForEphemeralsError:
+                raise StoreError(
+                    f"{self.key!r} is a key with a ttl, and ZooKeeper lets nothing stand below "
+                    "one: campaign at another key"
+                ) from None
+            self._name, self._token = made.rpartition("/")[2], stat.czxid
+            return
+
+    async def _find(self, session: ZooKeeperSession) -> None:
+        """See what became of a create whose answer never came.
+
+        The session's requests are done in their order, over reconnects too. So
+        what is not there now, before the eyes of the leader, never will be.
+        """
+        connection = session.connection
+        with contextlib.suppress(NoNodeError):
+            children = await connection.request(
+                fresh(self._directory, lambda client: client.get_children_async(self._directory)),
+                NoNodeError,
+                repeatable=True,
+            )
+            for child in children:
+                if not child.startswith(self._attempt):
+                    continue
+                path = f"{self._directory}/{child}"
+                stat = await connection.request(
+                    lambda client, path=path: client.exists_async(path), repeatable=True
+                )
+                # A node of an older session goes with that, whatever its name is.
+                if stat is not None and stat.ephemeralOwner == session.id:
+                    self._name, self._token = child, stat.czxid
+                    return
+
+    async def _look(self, connection: Connection) -> str | None:
+        """Who is next before us, or None when we are first."""
+        try:
+            contenders = await contenders_of(connection, self._directory, self._election.names)
+        except NoNodeError:
+            contenders = []
+        if self._name not in contenders:
+            self.entry_gone(DELETED)
+            return None
+        position = contenders.index(self._name)
+        return contenders[position - 1] if position else None
+
+    async def _stands(self, connection: Connection) -> bool:
+        """The proof after the wait: a quorum has just seen our entry.
+
+        A check alone goes the way of a write, and wakes nobody.
+        """
+
+        def ask(client: Any) -> Any:
+            transaction = client.transaction()
+            transaction.check(f"{self._directory}/{self._name}", -1)
+            return transaction.commit_async()
+
+        try:
+            (seen,) = await connection.request(ask, NoNodeError, repeatable=True)
+        except NoNodeError as error:
+            seen = error
+        if seen is not True:
+            self.entry_gone(DELETED)
+        return seen is True
+
+    async def _until_confirmed(
+        self, session: ZooKeeperSession, woken: asyncio.Future[None]
+    ) -> None:
+        """We are first, but the lease may have lapsed: only its next proof makes us leader."""
+        confirmed: asyncio.Future[Any] = asyncio.ensure_future(session.confirmed.wait())
+        try:
+            await asyncio.wait({confirmed, woken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            confirmed.cancel()
+
+    # --- what the watches tell ---
+
+    async def _guard(self, session: ZooKeeperSession) -> None:
+        """Watch our entry, and see whether it is still there."""
+        name, connection = self._name, session.connection
+        path = f"{self._directory}/{name}"
+        self._unguard()
+        self._unguard = connection.watches.subscribe(path, lambda: self._own_changed(session))
+        stat = await connection.request(
+            lambda client: client.exists_async(path, connection.watches.fired), repeatable=True
+        )
+        if name != self._name:
+            return
+        if stat is None:
+            self.entry_gone(DELETED)
+        self._guarded = True
+
+    def _own_changed(self, session: ZooKeeperSession) -> None:
+        self._guarded = False
+        if self._name and self._told is None:
+            self._election.spawn(self._guard_anew(session))
+
+    async def _guard_anew(self, session: ZooKeeperSession) -> None:
+        name = self._name
+        while name == self._name and self._told is None and not self._guarded:
+            try:
+                await session.connection.connected()
+                if name == self._name:
+                    await self._guard(session)
+            except SessionLost as error:
+                session.lose(str(error))
+            except StoreError:
+                await self._election.context.clock.sleep(min(1.0, session.timeout / 10))
+                continue
+            return
+
+    def _look_again(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def entry_gone(self, reason: str) -> None:
+        """The store says that our entry is over; told once."""
+        if self._told is not None:
+            return
+        self._told = reason
+        self._look_again()
+        if self._lost is not None:
+            lost, self._lost = self._lost, None
+            lost(reason)
+
+    # --- as leader, and after ---
+
+    async def proclaim(self, value: bytes) -> None:
+        session, name = self._session, self._name
+        if session is None or not name or self._told is not None:
+            raise NotLeader(f"our entry for {self.key!r} is gone; campaign again")
+        path = f"{self._directory}/{name}"
+        try:
+            await session.connection.request(
+                lambda client: client.set_async(path, value), NoNodeError
+            )
+        except NoNodeError:
+            self.entry_gone(DELETED)
+        except SessionLost as error:
+            session.lose(str(error))
+        if self._told is not None:
+            raise NotLeader(f"our entry for {self.key!r} is gone; campaign again")
+        self._value = value
+
+    async def leave(self) -> None:
+        self._lost = None
+        await self._entered()
+        session = self._session
+        if session is not None and session.lease.ended is None:
+            try:
+                await self._remove(session)
+            except SessionLost as error:
+                session.lose(str(error))
+        self._forget()
+
+    async def _remove(self, session: ZooKeeperSession) -> None:
+        if self._attempt and not self._name:
+            await self._find(session)
+        if self._name:
+            path = f"{self._directory}/{self._name}"
+            with contextlib.suppress(NoNodeError):
+                await session.connection.request(
+                    lambda client: client.delete_async(path), NoNodeError, repeatable=True
+                )
+
+    def _forget(self) -> None:
+        """No entry of ours is known to stand any more."""
+        self._unguard()
+        self._unguard = lambda: None
+        if self._session is not None:
+            self._session.holders.discard(self)
+        self._guarded = False
+        self._name = self._attempt = ""
+        self._token = 0
+        self._told = None
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        session = self._session
+        if session is not None and self._attempt and session.lease.ended is None:
+            # `leave` was given up, and others may keep the session alive: what
+            # stands on it would block the election.
+            self._election.spawn(self._leave_later(session))
+        await self._election.sessions.give_back(self._slot, self._user)
+
+    async def _leave_later(self, session: ZooKeeperSession) -> None:
+        while session.lease.ended is None:
+            try:
+                await self.leave()
+            except StoreError:
+                await self._election.context.clock.sleep(min(1.0, session.timeout / 10))
+            else:
+                return
+
+
+async def contenders_of(
+    connection: Connection, directory: str, names: NodeNames, watched: bool = False
+) -> list[str]:
+    """The names of an election's contenders, first come first.
+
+    Raises:
+        NoNodeError: there is nothing at the key.
+    """
+    watch = connection.watches.fired if watched else None
+    while True:
+        children = await connection.request(
+            lambda client: client.get_children_async(directory, watch),
+            NoNodeError,
+            repeatable=True,
+        )
+        ordered = in_order(names, children)
+        if ordered is not None:
+            return ordered
+        contenders = [child for child in children if names.counter(child) is not None]
+
+        def stat_of(name: str) -> Awaitable[Any]:
+            return connection.request(
+                lambda client: client.exists_async(f"{directory}/{name}"), repeatable=True
+            )
+
+        stats = await all_of(map(stat_of, contenders))
+        made = [
+            (stat.czxid, name)
+            for stat, name in zip(stats, contenders, strict=True)
+            if stat is not None
+        ]
+        return [name for _, name in sorted(made)]
+
+
+async def leaders(
+    connection: Connection, directory: str, names: NodeNames
+) -> AsyncGenerator[Entry | None, None]:
+    """Who leads, at first and after each change.
+
+    While somebody leads only that entry is watched: who enters, enters behind it.
+    """
+    watches = connection.watches
+    told: Entry | None = None
+    first = True
+    while True:
+        changed = asyncio.Event()
+        with contextlib.ExitStack() as subscriptions:
+
+            def subscribe(
+                path: str,
+                stack: contextlib.ExitStack = subscriptions,
+                wake: Callable[[], None] = changed.set,
+            ) -> None:
+                stack.callback(watches.subscribe(path, wake))
+
+            entry = await _leader(connection, directory, names, subscribe, sync=first)
+            if first or entry != told:
+                yield entry
+            first, told = False, entry
+            await changed.wait()
+        require_unbroken(connection)
+
+
+async def _leader(
+    connection: Connection,
+    directory: str,
+    names: NodeNames,
+    subscribe: Callable[[str], None],
+    sync: bool,
+) -> Entry | None:
+    fired = connection.watches.fired
+    if sync:
+        await connection.request(lambda client: client.sync_async(directory), repeatable=True)
+    watched = False
+    while True:
+        try:
+            contenders = await contenders_of(connection, directory, names, watched)
+        except NoNodeError:
+            subscribe(directory)
+            exists = await connection.request(
+                lambda client: client.exists_async(directory, fired), repeatable=True
+            )
+            if exists is None:
+                return None
+            continue
+        if contenders:
+            path = f"{directory}/{contenders[0]}"
+            subscribe(path)
+            with contextlib.suppress(NoNodeError):
+                data, stat = await connection.request(
+                    lambda client, path=path: client.get_async(path, fired),
+                    NoNodeError,
+                    repeatable=True,
+                )
+                return Entry(data or b"", stat.czxid)
+        elif watched:
+            return None
+        else:
+            # Nobody: so whoever enters next is to be told.
+            subscribe(directory)
+            watched = True
+
+
+class Election:
+    """What all contenders of one store share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        context: Context,
+        names: NodeNames,
+        sessions_directory: str,
+        *,
+        standalone: bool,
+    ) -> None:
+        self.settings = settings
+        self.context = context
+        self.names = names
+        self.numbers = itertools.count()
+        told: set[tuple[float, float]] = set()
+        self.sessions: SessionPool[ZooKeeperSession] = SessionPool(
+            lambda ttl: asyncio.ensure_future(
+                ZooKeeperSession.open(
+                    settings, context, sessions_directory, ttl, told, standalone=standalone
+                )
+            )
+        )
+        self._tasks: set[asyncio.Future[Any]] = set()
+
+    def contender(
+        self, key: str, value: bytes, ttl: float, own_session: bool
+    ) -> ZooKeeperContender:
+        return ZooKeeperContender(self, key, value, ttl, own_session)
+
+    def spawn(self, work: Any) -> asyncio.Future[None]:
+        async def until_closed() -> None:
+            with contextlib.suppress(HandleClosed):
+                await work
+
+        task = asyncio.ensure_future(until_closed())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        await self.sessions.close()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
