@@ -8,7 +8,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: install test demo bench check clean
+.PHONY: install test test-long demo bench check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -27,6 +27,9 @@ $(INSTALLED): pyproject.toml
 
 test: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: install
+	$(WITH_SERVERS) $(RUN)/python -m pytest -m long $(PYTEST_ARGS)
 
 demo: install
 	$(WITH_SERVERS) $(RUN)/python -m tests.servers.run etcd -- $(RUN)/leadership demo --store '{url}'

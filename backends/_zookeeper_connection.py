@@ -23,6 +23,7 @@ from kazoo.protocol.states import KazooState, KeeperState
 from kazoo.retry import KazooRetry
 
 from ..backend import Context
+from ..clock import Timer
 from ..errors import AccessDenied, HandleClosed, SessionLost, StoreError, StoreUnavailable
 from ._zookeeper_socket import Handler
 from ._zookeeper_watches import Watches
@@ -33,6 +34,9 @@ Ask = Callable[[Any], Any]
 # kazoo wakes its thread by a byte in a socket pair, and so blocks who calls it
 # when some 270 requests are under way: the engine must stay below that.
 _WINDOW = 100
+
+# Of the session timeout: after so long a silence it is given up, as the Java client does.
+_SILENCE = 4 / 3
 
 _SETTLED_BY_THE_END = (kazoo_errors.ConnectionLoss, kazoo_errors.SessionMovedError)
 _REFUSED = (
@@ -122,6 +126,7 @@ class Connection:
         self.id = 0
         self.on_lost: Callable[[str], None] = lambda reason: None
         self.lost: Exception | None = None
+        self._silence: Timer | None = None
         self._connected = asyncio.Event()
         self._outstanding: set[asyncio.Future[Any]] = set()
         self._window = asyncio.Semaphore(_WINDOW)
@@ -212,12 +217,31 @@ class Connection:
             self.id = self._client.client_id[0]
             self.timeout = granted
             self._connected.set()
+            if self._silence is None:
+                self._look_for_silence()
         else:
             self._connected.clear()
             self.watches.cut()
 
+    def _look_for_silence(self) -> None:
+        """Give up a session of which we have not heard for longer than it lives.
+
+        Where our words arrive and the answers do not, trying to come back would
+        keep it alive, and what hangs on it, for nobody.
+        """
+        clock = self._context.clock
+        over = self._handler.heard_at + self.timeout * _SILENCE
+        if clock.now() < over:
+            self._silence = clock.call_at(over, self._look_for_silence)
+            return
+        self._lose(SessionLost("no server was heard of for longer than the session lives"))
+        self._handler.refuse()
+        self._stop_soon()
+
     def _lose(self, error: Exception) -> None:
         self.lost = error
+        if self._silence is not None:
+            self._silence.cancel()
         # kazoo forgets some requests that fall into this moment.
         for each in list(self._outstanding):
             if not each.done():
@@ -249,41 +273,56 @@ class Connection:
             SessionLost: the session is over, and so is this connection.
         """
         limit = self._context.request_timeout if limit is None else limit
-        sent_at = math.inf
+        if not urgent:
+            await self._take_place(limit)
+        answer: asyncio.Future[Any] | None = None
+        sent_at = -math.inf
         try:
             async with asyncio.timeout(limit):
                 while True:
-                    answer = await self._in_turn(ask, urgent)
+                    await self.connected()
                     sent_at = self._context.clock.now()
+                    answer = self._send(ask)
                     try:
                         return await asyncio.shield(answer)
                     except _SETTLED_BY_THE_END:
                         if not repeatable:
                             raise
         except TimeoutError:
-            self._give_up_if_silent(sent_at)
-            raise StoreUnavailable(
-                f"ZooKeeper at {self._servers} did not answer within {limit:g} s"
-            ) from None
+            if not self._heard_since(sent_at):
+                self._handler.give_up()
+            raise self._no_answer(limit) from None
         except expected:
             raise
         except kazoo_errors.KazooException as error:
             raise translate(error, self._servers) from None
+        finally:
+            if urgent:
+                pass
+            elif answer is None or answer.done():
+                self._window.release()
+            else:
+                # Given up, but it has its place until it is answered.
+                answer.add_done_callback(lambda _: self._window.release())
 
-    async def _in_turn(self, ask: Ask, urgent: bool) -> asyncio.Future[Any]:
-        if urgent:
-            await self.connected()
-            return self._send(ask)
-        await self._window.acquire()
-        try:
-            await self.connected()
-            answer = self._send(ask)
-        except BaseException:
-            self._window.release()
-            raise
-        # Given up or not, it has its place until it is answered.
-        answer.add_done_callback(lambda _: self._window.release())
-        return answer
+    async def _take_place(self, limit: float) -> None:
+        """To queue behind our own requests is no silence of the server, as long as it answers."""
+        while True:
+            since = self._context.clock.now()
+            try:
+                async with asyncio.timeout(limit):
+                    await self._window.acquire()
+                    return
+            except TimeoutError:
+                if not self._heard_since(since):
+                    raise self._no_answer(limit) from None
+
+    def _no_answer(self, limit: float) -> StoreUnavailable:
+        return StoreUnavailable(f"ZooKeeper at {self._servers} did not answer within {limit:g} s")
+
+    def _heard_since(self, moment: float) -> bool:
+        wire = self._handler.wire
+        return wire is not None and max(self._handler.heard_at, wire.opened_at) >= moment
 
     def _send(self, ask: Ask) -> asyncio.Future[Any]:
         result = ask(self._client)
@@ -298,11 +337,6 @@ class Connection:
         if not answer.cancelled():
             # Who asked may have given up: then nobody else takes the exception.
             answer.exception()
-
-    def _give_up_if_silent(self, since: float) -> None:
-        wire = self._handler.wire
-        if wire is not None and max(wire.heard_at, wire.opened_at) < since:
-            self._handler.give_up()
 
     def give_up(self, since: float) -> None:
         """Go on to the next server, unless this connection was made after `since`."""

@@ -11,19 +11,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from kazoo.exceptions import NoChildrenForEphemeralsError, NoNodeError
 
-from ..backend import Contender, Context, Entry
+from ..backend import Contender, Context
 from ..errors import HandleClosed, NotLeader, SessionLost, StoreError
 from ..lease import Claim, claim
 from ..session import SessionPool, Slot
 from ._zookeeper_connection import Connection, Settings
-from ._zookeeper_names import NodeNames, in_order
+from ._zookeeper_names import NodeNames
+from ._zookeeper_observation import contenders_of
 from ._zookeeper_session import ZooKeeperSession
-from ._zookeeper_tree import all_of, fresh, make_parents, require_unbroken
+from ._zookeeper_tree import children_of, data_of, fresh, make_parents, stat_of
 
 DELETED = "the entry was deleted at the store"
 
@@ -47,6 +48,8 @@ class ZooKeeperContender(Contender):
         self._token = 0
         # What the name of an entry begins with that may stand without our having seen it.
         self._attempt = ""
+        # Whether a quorum has seen it just now, by making it.
+        self._just_made = False
         self._entering: asyncio.Future[None] | None = None
         # Whether the watch on our entry is set at the server.
         self._guarded = False
@@ -79,6 +82,7 @@ class ZooKeeperContender(Contender):
             await self._entered()
             self._forget()
             self._session = session
+        self._just_made = False
         if not self._name:
             await self._enter(session)
         session.holders.add(self)
@@ -94,18 +98,20 @@ class ZooKeeperContender(Contender):
             if self._told is not None:
                 break
             if before is None:
-                if not await self._stands(connection):
+                if not self._just_made and not await self._stands(connection):
                     break
                 if session.lease.is_valid():
                     return claim(self._token, session.lease)
+                self._just_made = False
                 await self._until_confirmed(session, woken)
                 continue
+            self._just_made = False
             path = f"{self._directory}/{before}"
             cancel = connection.watches.subscribe(path, self._look_again)
             try:
                 # Reading leaves no watch where there is nothing, as asking for existence would.
                 await connection.request(
-                    lambda client, path=path: client.get_async(path, connection.watches.fired),
+                    data_of(path, connection.watches.fired),
                     NoNodeError,
                     repeatable=True,
                 )
@@ -165,6 +171,7 @@ class ZooKeeperContender(Contender):
                     "one: campaign at another key"
                 ) from None
             self._name, self._token = made.rpartition("/")[2], stat.czxid
+            self._just_made = True
             return
 
     async def _find(self, session: ZooKeeperSession) -> None:
@@ -176,7 +183,7 @@ class ZooKeeperContender(Contender):
         connection = session.connection
         with contextlib.suppress(NoNodeError):
             children = await connection.request(
-                fresh(self._directory, lambda client: client.get_children_async(self._directory)),
+                fresh(self._directory, children_of(self._directory)),
                 NoNodeError,
                 repeatable=True,
             )
@@ -184,9 +191,7 @@ class ZooKeeperContender(Contender):
                 if not child.startswith(self._attempt):
                     continue
                 path = f"{self._directory}/{child}"
-                stat = await connection.request(
-                    lambda client, path=path: client.exists_async(path), repeatable=True
-                )
+                stat = await connection.request(stat_of(path), repeatable=True)
                 # A node of an older session goes with that, whatever its name is.
                 if stat is not None and stat.ephemeralOwner == session.id:
                     self._name, self._token = child, stat.czxid
@@ -241,9 +246,7 @@ class ZooKeeperContender(Contender):
         path = f"{self._directory}/{name}"
         self._unguard()
         self._unguard = connection.watches.subscribe(path, lambda: self._own_changed(session))
-        stat = await connection.request(
-            lambda client: client.exists_async(path, connection.watches.fired), repeatable=True
-        )
+        stat = await connection.request(stat_of(path, connection.watches.fired), repeatable=True)
         if name != self._name:
             return
         if stat is None:
@@ -329,7 +332,7 @@ class ZooKeeperContender(Contender):
         self._unguard = lambda: None
         if self._session is not None:
             self._session.holders.discard(self)
-        self._guarded = False
+        self._guarded = self._just_made = False
         self._name = self._attempt = ""
         self._token = 0
         self._told = None
@@ -353,109 +356,6 @@ class ZooKeeperContender(Contender):
                 await self._election.context.clock.sleep(min(1.0, session.timeout / 10))
             else:
                 return
-
-
-async def contenders_of(
-    connection: Connection, directory: str, names: NodeNames, watched: bool = False
-) -> list[str]:
-    """The names of an election's contenders, first come first.
-
-    Raises:
-        NoNodeError: there is nothing at the key.
-    """
-    watch = connection.watches.fired if watched else None
-    while True:
-        children = await connection.request(
-            lambda client: client.get_children_async(directory, watch),
-            NoNodeError,
-            repeatable=True,
-        )
-        ordered = in_order(names, children)
-        if ordered is not None:
-            return ordered
-        contenders = [child for child in children if names.counter(child) is not None]
-
-        def stat_of(name: str) -> Awaitable[Any]:
-            return connection.request(
-                lambda client: client.exists_async(f"{directory}/{name}"), repeatable=True
-            )
-
-        stats = await all_of(map(stat_of, contenders))
-        made = [
-            (stat.czxid, name)
-            for stat, name in zip(stats, contenders, strict=True)
-            if stat is not None
-        ]
-        return [name for _, name in sorted(made)]
-
-
-async def leaders(
-    connection: Connection, directory: str, names: NodeNames
-) -> AsyncGenerator[Entry | None, None]:
-    """Who leads, at first and after each change.
-
-    While somebody leads only that entry is watched: who enters, enters behind it.
-    """
-    watches = connection.watches
-    told: Entry | None = None
-    first = True
-    while True:
-        changed = asyncio.Event()
-        with contextlib.ExitStack() as subscriptions:
-
-            def subscribe(
-                path: str,
-                stack: contextlib.ExitStack = subscriptions,
-                wake: Callable[[], None] = changed.set,
-            ) -> None:
-                stack.callback(watches.subscribe(path, wake))
-
-            entry = await _leader(connection, directory, names, subscribe, sync=first)
-            if first or entry != told:
-                yield entry
-            first, told = False, entry
-            await changed.wait()
-        require_unbroken(connection)
-
-
-async def _leader(
-    connection: Connection,
-    directory: str,
-    names: NodeNames,
-    subscribe: Callable[[str], None],
-    sync: bool,
-) -> Entry | None:
-    fired = connection.watches.fired
-    if sync:
-        await connection.request(lambda client: client.sync_async(directory), repeatable=True)
-    watched = False
-    while True:
-        try:
-            contenders = await contenders_of(connection, directory, names, watched)
-        except NoNodeError:
-            subscribe(directory)
-            exists = await connection.request(
-                lambda client: client.exists_async(directory, fired), repeatable=True
-            )
-            if exists is None:
-                return None
-            continue
-        if contenders:
-            path = f"{directory}/{contenders[0]}"
-            subscribe(path)
-            with contextlib.suppress(NoNodeError):
-                data, stat = await connection.request(
-                    lambda client, path=path: client.get_async(path, fired),
-                    NoNodeError,
-                    repeatable=True,
-                )
-                return Entry(data or b"", stat.czxid)
-        elif watched:
-            return None
-        else:
-            # Nobody: so whoever enters next is to be told.
-            subscribe(directory)
-            watched = True
 
 
 class Election:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+_LAST = 2**31 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class NodeNames:
@@ -60,14 +62,14 @@ NAMES = {
 def in_order(names: NodeNames, children: Iterable[str]) -> list[str] | None:
     """The contenders among the children, first come first; None: ask for their czxids.
 
-    The counters decide as long as they can: all different, and none past the wrap.
+    The counters decide as long as they can: all different, and none at the wrap or past it.
     """
     counters: dict[int, str] = {}
     for child in children:
         counter = names.counter(child)
         if counter is None:
             continue
-        if counter < 0 or counter in counters:
+        if not 0 <= counter < _LAST or counter in counters:
             return None
         counters[counter] = child
     return [counters[counter] for counter in sorted(counters)]

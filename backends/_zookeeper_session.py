@@ -143,8 +143,10 @@ class ZooKeeperSession(Session):
             await self._make_proof()
             return
         except StoreUnavailable:
-            # A server that commits nothing may still answer reads and pings.
-            self.connection.give_up(since=sent_at)
+            # A server that commits nothing may still answer reads and pings. But
+            # when it was us who were too busy to look, leaving it would not help.
+            if self._clock.now() - sent_at < 2 * limit:
+                self.connection.give_up(since=sent_at)
             raise
         self._confirm(sent_at)
 

@@ -1,13 +1,17 @@
-"""kazoo's sockets, where it lets us make them: what it does not tell is seen here.
+"""kazoo's sockets and queues, where it lets us make them.
 
 kazoo keeps the negotiated session timeout to itself, waits for two thirds of
-it before it leaves a silent server, and may leave a TLS record unread. Its
-handler is the place that it offers for all three.
+it before it leaves a silent server, may leave a TLS record unread, and hands
+each answer through two more threads. Its handler is the place that it offers
+for all of these.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import queue
+import select
 import socket
 import ssl
 import struct
@@ -21,15 +25,33 @@ from ..clock import Clock
 _GREETING = struct.Struct("!iii")
 
 
+_logger = logging.getLogger("leadership.zookeeper")
+
+
+class _AtOnce(queue.Queue[Any]):
+    """Runs what is put into it, in the thread that puts it: all ours does is to post.
+
+    What cannot be run tells a worker thread of kazoo's to end.
+    """
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if not callable(item):
+            super().put(item, block, timeout)
+            return
+        try:
+            item()
+        except Exception:
+            _logger.exception("an answer of ZooKeeper could not be handed over")
+
+
 class Wire:
     """One socket; kazoo's thread reads it, and may be told by any thread to give it up."""
 
-    def __init__(self, plain: socket.socket, clock: Clock) -> None:
+    def __init__(self, plain: socket.socket, handler: Handler, opened_at: float) -> None:
         self._socket = plain
-        self._clock = clock
+        self._handler = handler
         self._greeting = b""
-        self.opened_at = clock.now()
-        self.heard_at = self.opened_at
+        self.opened_at = opened_at
 
     @property
     def granted(self) -> float:
@@ -40,7 +62,7 @@ class Wire:
 
     def recv(self, size: int) -> bytes:
         data = self._socket.recv(size)
-        self.heard_at = self._clock.now()
+        self._handler.heard()
         missing = _GREETING.size - len(self._greeting)
         if missing > 0:
             self._greeting += data[:missing]
@@ -63,6 +85,8 @@ class Handler(SequentialThreadingHandler):  # type: ignore[misc]
         connect_timeout: seconds that one server gets to accept a connection.
     """
 
+    queue_impl = _AtOnce
+
     def __init__(self, clock: Clock, tls: ssl.SSLContext | None, connect_timeout: float) -> None:
         super().__init__()
         self._clock = clock
@@ -70,6 +94,8 @@ class Handler(SequentialThreadingHandler):  # type: ignore[misc]
         self._connect_timeout = connect_timeout
         self._refusing = False
         self.wire: Wire | None = None
+        self.heard_at = clock.now()
+        """When any server last sent anything."""
 
     def create_connection(
         self,
@@ -89,8 +115,11 @@ class Handler(SequentialThreadingHandler):  # type: ignore[misc]
         except BaseException:
             plain.close()
             raise
-        self.wire = Wire(plain, self._clock)
+        self.wire = Wire(plain, self, self._clock.now())
         return self.wire
+
+    def heard(self) -> None:
+        self.heard_at = self._clock.now()
 
     def select(
         self, readers: list[Any], writers: list[Any], failing: list[Any], timeout: float | None
@@ -99,7 +128,20 @@ class Handler(SequentialThreadingHandler):  # type: ignore[misc]
         ready = [each for each in readers if getattr(each, "pending", int)() > 0]
         if ready:
             return ready, [], []
-        return super().select(readers, writers, failing, timeout)
+        if not hasattr(select, "poll"):
+            return super().select(readers, writers, failing, timeout)
+        # kazoo makes and unmakes a selector a call, which costs more than the request.
+        poll = select.poll()
+        for each in readers:
+            poll.register(each, select.POLLIN)
+        for each in writers:
+            poll.register(each, select.POLLOUT)
+        happened = {number for number, _ in poll.poll(None if timeout is None else 1000 * timeout)}
+
+        def among(sockets: list[Any]) -> list[Any]:
+            return [each for each in sockets if each.fileno() in happened]
+
+        return among(readers), among(writers), []
 
     def give_up(self) -> None:
         """Break the present connection, if there is one: kazoo goes on to the next server."""

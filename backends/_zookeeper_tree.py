@@ -18,6 +18,8 @@ from ._zookeeper_connection import Ask, Connection
 
 T = TypeVar("T")
 
+Watch = Callable[[Any], None] | None
+
 
 class Requests(Protocol):
     """What sends requests: a connection, or what shares one."""
@@ -25,6 +27,21 @@ class Requests(Protocol):
     def request(
         self, ask: Ask, *expected: type[Exception], repeatable: bool = False
     ) -> Awaitable[Any]: ...
+
+
+def data_of(path: str, watch: Watch = None) -> Ask:
+    """Reads a node's data and stat; sets a watch only where there is a node."""
+    return lambda client: client.get_async(path, watch)
+
+
+def stat_of(path: str, watch: Watch = None) -> Ask:
+    """Reads a node's stat, None where there is none; sets a watch in any case."""
+    return lambda client: client.exists_async(path, watch)
+
+
+def children_of(path: str, watch: Watch = None) -> Ask:
+    """Reads the names of what is directly below a node."""
+    return lambda client: client.get_children_async(path, watch)
 
 
 def fresh(path: str, read: Ask) -> Ask:
@@ -98,21 +115,16 @@ class Tree:
 
         async def read(path: str) -> None:
             try:
-                data, stat = await requests.request(
-                    fresh(path, lambda client: client.get_async(path))
-                    if path == self._root
-                    else lambda client: client.get_async(path),
-                    NoNodeError,
-                    repeatable=True,
-                )
+                read_data = data_of(path)
+                if path == self._root:
+                    read_data = fresh(path, read_data)
+                data, stat = await requests.request(read_data, NoNodeError, repeatable=True)
                 pair = self._pair(path, data, stat)
                 if pair is not None:
                     found.append(pair)
                 if not stat.numChildren:
                     return
-                names = await requests.request(
-                    lambda client: client.get_children_async(path), NoNodeError, repeatable=True
-                )
+                names = await requests.request(children_of(path), NoNodeError, repeatable=True)
             except NoNodeError:
                 return
             await all_of(map(read, self._below(path, names)))
@@ -126,11 +138,7 @@ class Tree:
         async def remove(path: str) -> None:
             while True:
                 try:
-                    names = await requests.request(
-                        lambda client: client.get_children_async(path),
-                        NoNodeError,
-                        repeatable=True,
-                    )
+                    names = await requests.request(children_of(path), NoNodeError, repeatable=True)
                     await all_of(map(remove, self._below(path, names)))
                     await requests.request(
                         lambda client: client.delete_async(path),
@@ -195,16 +203,14 @@ class _View:
         self._watch(path)
         root = path == tree._root
         try:
-            data, stat = await self._ask(path, lambda client: client.get_async(path, fired), root)
-            names = await self._ask(path, lambda client: client.get_children_async(path, fired))
+            data, stat = await self._ask(path, data_of(path, fired), root)
+            names = await self._ask(path, children_of(path, fired))
         except NoNodeError:
             self._forget(path)
             if root:
                 # It may be made yet; a deletion of any other is told by its parent.
                 self._watch(path)
-                exists = await connection.request(
-                    lambda client: client.exists_async(path, fired), repeatable=True
-                )
+                exists = await connection.request(stat_of(path, fired), repeatable=True)
                 if exists is not None:
                     await self.read(path)
             return
@@ -265,15 +271,13 @@ async def node_states(
 async def _read_watched(connection: Connection, path: str, key: str, sync: bool) -> KVPair | None:
     fired = connection.watches.fired
     while True:
-        read: Ask = lambda client: client.get_async(path, fired)  # noqa: E731
+        read = data_of(path, fired)
         try:
             data, stat = await connection.request(
                 fresh(path, read) if sync else read, NoNodeError, repeatable=True
             )
         except NoNodeError:
-            exists = await connection.request(
-                lambda client: client.exists_async(path, fired), repeatable=True
-            )
+            exists = await connection.request(stat_of(path, fired), repeatable=True)
             if exists is None:
                 return None
             continue

@@ -7,7 +7,6 @@ when we die or are cut off the server ends the session, and all its keys go.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from kazoo.exceptions import BadVersionError, NoNodeError
 
@@ -15,7 +14,8 @@ from ..backend import Context
 from ..clock import Timer
 from ..errors import HandleClosed, SessionLost, StoreError
 from ..events import TtlGranted
-from ._zookeeper_connection import Connection, Settings, SharedConnection
+from ._zookeeper_connection import Ask, Connection, Settings, SharedConnection
+from ._zookeeper_tree import stat_of
 
 _PACE = 0.5
 
@@ -65,9 +65,7 @@ class TtlKeys:
         while True:
             try:
                 connection = await self._sessions[ttl].connection()
-                stat = await connection.request(
-                    lambda client: client.exists_async(path), repeatable=True
-                )
+                stat = await connection.request(stat_of(path), repeatable=True)
                 if stat is None or stat.mzxid != index:
                     return
                 await connection.request(
@@ -97,5 +95,5 @@ class TtlKeys:
         )
 
 
-def _deleting(path: str, version: int) -> Any:
+def _deleting(path: str, version: int) -> Ask:
     return lambda client: client.delete_async(path, version)

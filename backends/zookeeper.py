@@ -36,9 +36,10 @@ from ..errors import (
 )
 from ..registry import nearest
 from ._zookeeper_connection import Connection, Settings, SharedConnection
-from ._zookeeper_election import Election, leaders
+from ._zookeeper_election import Election
 from ._zookeeper_names import NAMES
-from ._zookeeper_tree import Requests, Tree, fresh, make_parents, node_states
+from ._zookeeper_observation import leaders
+from ._zookeeper_tree import Requests, Tree, data_of, fresh, make_parents, node_states
 from ._zookeeper_ttl import TtlKeys
 
 _ROOM_FOR_THE_REST = 16 * 1024
@@ -306,7 +307,7 @@ async def _read(requests: Requests, path: str) -> _Found | None:
     """A node's data and stat, as the leader has them; None where there is none."""
     try:
         data, stat = await requests.request(
-            fresh(path, lambda client: client.get_async(path)), NoNodeError, repeatable=True
+            fresh(path, data_of(path)), NoNodeError, repeatable=True
         )
     except NoNodeError:
         return None

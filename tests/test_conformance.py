@@ -65,6 +65,7 @@ class TestEtcd(BackendConformance):
 class OnZooKeeper(BackendConformance):
     __test__ = False
     ttl = 1.2
+    url: str
 
     @pytest.fixture(autouse=True)
     def _proxies(self) -> Iterator[None]:

@@ -115,6 +115,7 @@ class ZooKeeperServer(ZooKeeperClient):
     ``fast``: short ticks, so that a session may live 0.4 s (else 4 s).
     ``tls``: clients may use TLS, at :attr:`secure_endpoint`, and must show a certificate
     with ``client_certificates``. ``sasl``: :data:`USER` may log in by DIGEST-MD5.
+    ``read_only``: answer reads without a quorum, to clients that take that.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class ZooKeeperServer(ZooKeeperClient):
         tls: bool = False,
         client_certificates: bool = False,
         sasl: bool = False,
+        read_only: bool = False,
         number: int = 0,
     ) -> None:
         self.name = f"zookeeper-{number}" if number else "zookeeper"
@@ -149,7 +151,13 @@ class ZooKeeperServer(ZooKeeperClient):
         if fast:
             # Else 20 ticks: 4 s.
             self._options["maxSessionTimeout"] = "60000"
-            self._java.append("-Dzookeeper.fastleader.minNotificationInterval=50")
+            # Else a member that missed an election asks for the next one ever more seldom.
+            for bound, milliseconds in (("min", 50), ("max", 300)):
+                self._java.append(
+                    f"-Dzookeeper.fastleader.{bound}NotificationInterval={milliseconds}"
+                )
+        if read_only:
+            self._java.append("-Dreadonlymode.enabled=true")
         if tls or client_certificates:
             self._use_tls(client_certificates)
         if sasl:
@@ -232,12 +240,12 @@ class ZooKeeperServer(ZooKeeperClient):
         )
 
     def role(self) -> str | None:
-        """``standalone``, ``leader`` or ``follower``; None while it does not serve."""
+        """``standalone``, ``leader``, ``follower``, ``read-only``; None while it does not serve."""
         self._process.require_running()
         if self._process.is_paused:
             return None
         with contextlib.suppress(OSError):
-            found = re.search(r"^Mode: (\w+)", ask(self.endpoints[0], "srvr", 2), re.MULTILINE)
+            found = re.search(r"^Mode: (\S+)", ask(self.endpoints[0], "srvr", 2), re.MULTILINE)
             return found[1] if found else None
         return None
 
@@ -267,8 +275,8 @@ class ZooKeeperServer(ZooKeeperClient):
 class ZooKeeperEnsemble(ZooKeeperClient):
     """Three servers; each follows its leader through a relay, which can be cut."""
 
-    def __init__(self, *, fast: bool = True, size: int = 3) -> None:
-        self.servers = [ZooKeeperServer(fast=fast, number=n + 1) for n in range(size)]
+    def __init__(self, *, read_only: bool = False, size: int = 3) -> None:
+        self.servers = [ZooKeeperServer(read_only=read_only, number=n + 1) for n in range(size)]
         super().__init__([server.endpoint for server in self.servers])
         self.version = self.servers[0].version
         self._relays: dict[tuple[int, int], FaultProxy] = {}

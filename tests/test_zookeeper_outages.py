@@ -1,0 +1,270 @@
+"""What servers and networks do to elections on ZooKeeper: False in time, one leader again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+from kazoo.client import KazooClient
+
+from leadership import Candidate, Follower, LeaderState, Store, new_store
+from leadership.errors import StoreUnavailable
+from leadership.events import Elected, Event, TermEnded
+from leadership.retry import Retry
+
+from .etcd_elections import CLOCK, told
+from .servers.fault_proxy import FaultProxy, Mode
+from .servers.zookeeper import ZooKeeperEnsemble, ZooKeeperServer
+from .waiting import wait_until
+from .zookeeper_elections import backend_of, entries
+
+TTL = 4.0
+
+
+class Rivals:
+    """Candidates in their loops, and every term that any of them was told of."""
+
+    def __init__(self, key: str, pool: ThreadPoolExecutor) -> None:
+        self.key = key
+        self.ttl = TTL
+        self.events: list[Event] = []
+        self.candidates: list[Candidate] = []
+        self._pool = pool
+        self._stores = ExitStack()
+
+    def join(self, url: str, name: str) -> Candidate:
+        store = self._stores.enter_context(
+            new_store(url, hooks=[self.events.append], request_timeout=2)
+        )
+        candidate = Candidate(store, self.key, name, ttl=self.ttl, retry=Retry(maximum=0.5))
+        self.candidates.append(candidate)
+        self._pool.submit(lambda: list(candidate.run_for_election()))
+        return candidate
+
+    def leading(self) -> list[Candidate]:
+        return [each for each in self.candidates if each.is_leader()]
+
+    def close(self) -> None:
+        for each in self.candidates:
+            each.stop()
+        self._stores.close()
+
+    def check(self) -> None:
+        """No term began before the deadline of an earlier one, and the tokens rose."""
+        elected: list[Elected] = sorted(told(self.events, Elected), key=lambda each: each.at)
+        assert [each.token for each in elected] == sorted({each.token for each in elected})
+        ended = {each.token: each.at for each in told(self.events, TermEnded)}
+        for former, later in itertools.pairwise(elected):
+            assert ended[former.token] <= later.at
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    threads = ThreadPoolExecutor()
+    yield threads
+    threads.shutdown(wait=False)
+
+
+@pytest.fixture
+def rivals(key: str, pool: ThreadPoolExecutor) -> Iterator[Rivals]:
+    made = Rivals(key, pool)
+    yield made
+    made.close()
+
+
+def eventually_one_leads_and_nothing_is_left(rivals: Rivals, client: KazooClient) -> None:
+    wait_until(lambda: len(rivals.leading()) == 1, 30, "one leader")
+    wait_until(
+        lambda: len(entries(client, rivals.key)) == len(rivals.candidates),
+        30,
+        "one entry for each",
+    )
+    rivals.check()
+    rivals.close()
+    wait_until(lambda: entries(client, rivals.key) == [], 10, "no entry")
+
+
+def until_false(candidate: Candidate, deadline: Callable[[], float]) -> None:
+    """Wait for its False, which must come by the deadline that it names."""
+    wait_until(lambda: not candidate.is_leader(), 10, "the end of the term")
+    assert CLOCK.now() <= deadline() + 0.5
+
+
+class TestOneServer:
+    def test_a_frozen_server_costs_the_term_and_one_leads_again(
+        self, zookeeper_server: ZooKeeperServer, rivals: Rivals
+    ) -> None:
+        with zookeeper_server.client() as client:
+            first = rivals.join(zookeeper_server.url, "a")
+            wait_until(first.is_leader, 10, "the first to lead")
+            rivals.join(zookeeper_server.url, "b")
+            wait_until(lambda: len(entries(client, rivals.key)) == 2, 10, "both entries")
+            term = first.term
+            assert term is not None
+            zookeeper_server.pause()
+            until_false(first, lambda: term.valid_until)
+            assert rivals.leading() == []
+            zookeeper_server.resume()
+            eventually_one_leads_and_nothing_is_left(rivals, client)
+
+    @pytest.mark.parametrize("mode", [Mode.STALL, Mode.DOWN])
+    def test_a_leader_cut_off_is_over_before_the_next_leads(
+        self, zookeeper_server: ZooKeeperServer, rivals: Rivals, mode: Mode
+    ) -> None:
+        with (
+            zookeeper_server.client() as client,
+            FaultProxy(zookeeper_server.client_port) as relay,
+        ):
+            rivals.ttl = 2
+            first = rivals.join(f"zookeeper://{relay.endpoint}", "a")
+            wait_until(first.is_leader, 10, "the first to lead")
+            second = rivals.join(zookeeper_server.url, "b")
+            wait_until(lambda: len(entries(client, rivals.key)) == 2, 10, "both entries")
+            term = first.term
+            assert term is not None
+            relay.set(mode)
+            until_false(first, lambda: term.valid_until)
+            wait_until(second.is_leader, 15, "the second to lead")
+            assert second.term is not None
+            assert second.term.elected_at >= term.valid_until
+            relay.set(Mode.PASS)
+            eventually_one_leads_and_nothing_is_left(rivals, client)
+
+    def test_a_restarted_server_keeps_the_session_the_entry_and_the_rising_tokens(
+        self, zookeeper_server: ZooKeeperServer, key: str
+    ) -> None:
+        with new_store(zookeeper_server.url) as store:
+            term = Candidate(store, key, "a", ttl=30).campaign(timeout=10)
+            zookeeper_server.kill()
+            zookeeper_server.start()
+            assert Follower(store, key).wait_for_leader(20) == "a"
+            assert term.is_valid()
+            term.resign()
+            with Candidate(store, key, "b", ttl=30).campaign(timeout=20) as after:
+                assert after.token > term.token
+
+    def test_a_follower_cut_off_in_silence_says_that_it_does_not_know(
+        self, zookeeper_server: ZooKeeperServer, key: str
+    ) -> None:
+        with (
+            FaultProxy(zookeeper_server.client_port) as relay,
+            new_store(zookeeper_server.url) as near,
+            new_store(f"zookeeper://{relay.endpoint}?session_timeout=2") as far,
+        ):
+            leader = Candidate(near, key, "a", ttl=20)
+            leader.campaign(timeout=10)
+            with Follower(far, key, patience=0.1).observe() as observed:
+                assert next(observed).value == "a"
+                relay.set(Mode.STALL)
+                assert next(observed).state is LeaderState.UNKNOWN
+                leader.stop()
+                relay.set(Mode.PASS)
+                wait_until(lambda: next(observed).state is LeaderState.NONE, 10, "the truth")
+
+    def test_a_thousand_requests_to_a_silent_server_do_not_hold_up_the_engine(
+        self, zookeeper_server: ZooKeeperServer
+    ) -> None:
+        with new_store(zookeeper_server.url, request_timeout=1) as store:
+            assert store.get("x") is None
+            zookeeper_server.pause()
+
+            async def scenario() -> tuple[float, set[type]]:
+                backend = backend_of(store)
+                puts = [asyncio.ensure_future(backend.put(f"k{n}", b"v")) for n in range(1000)]
+                longest, before = 0.0, CLOCK.now()
+                while not all(each.done() for each in puts):
+                    await asyncio.sleep(0.01)
+                    longest, before = max(longest, CLOCK.now() - before), CLOCK.now()
+                return longest, {type(each.exception()) for each in puts}
+
+            longest, errors = store.core.call(scenario)
+            assert errors == {StoreUnavailable}
+            assert longest < 1
+            zookeeper_server.resume()
+            assert wait_until(lambda: answers(store), 20, "an answer again")
+
+
+def answers(store: Store) -> bool:
+    try:
+        store.put("x", b"x")
+    except StoreUnavailable:
+        return False
+    return True
+
+
+class TestEnsemble:
+    def test_the_loss_of_its_leader_and_a_follower_cut_from_it(
+        self, zookeeper_ensemble: ZooKeeperEnsemble, rivals: Rivals
+    ) -> None:
+        ensemble = zookeeper_ensemble
+        follower, elsewhere = ensemble.followers()
+        with elsewhere.client() as client:
+            # This one can only ever talk to the follower that is cut off.
+            first = rivals.join(follower.url, "a")
+            wait_until(first.is_leader, 10, "the first to lead")
+            second = rivals.join(ensemble.url, "b")
+            wait_until(lambda: len(entries(client, rivals.key)) == 2, 10, "both entries")
+            term = first.term
+            assert term is not None
+            ensemble.cut(follower)
+            # The follower goes on answering reads and pings for a while.
+            until_false(first, lambda: term.valid_until)
+            wait_until(second.is_leader, 20, "the second to lead")
+            assert second.term is not None
+            assert second.term.elected_at >= term.valid_until
+            ensemble.heal(follower)
+            wait_until(lambda: follower.role() == "follower", 30, "the follower to be back")
+            wait_until(lambda: len(entries(client, rivals.key)) == 2, 30, "both entries again")
+
+        lost = ensemble.leader()
+        other = next(each for each in ensemble.servers if each is not lost)
+        lost.kill()
+        with other.client() as client:
+            eventually_one_leads_and_nothing_is_left(rivals, client)
+
+    def test_a_leader_whose_server_is_cut_off_goes_on_by_another_server(
+        self, zookeeper_ensemble: ZooKeeperEnsemble, key: str
+    ) -> None:
+        ensemble = zookeeper_ensemble
+        with new_store(ensemble.url) as store:
+            term = Candidate(store, key, "a", ttl=10).campaign(timeout=10)
+            connection = session_connection(store, 10)
+            port = connection._handler.wire.getpeername()[1]
+            server = next(each for each in ensemble.servers if each.client_port == port)
+            server.pause()
+            before = term.valid_until
+            wait_until(lambda: term.valid_until > before + 2, 15, "renewals by another server")
+            assert term.is_valid()
+            server.resume()
+
+    @pytest.mark.long
+    def test_a_server_that_only_answers_reads_does_not_count(
+        self, key: str, make_read_only: ZooKeeperEnsemble
+    ) -> None:
+        ensemble = make_read_only
+        alone = ensemble.servers[0]
+        with new_store(alone.url, request_timeout=1) as store:
+            for server in ensemble.servers[1:]:
+                server.kill()
+            wait_until(lambda: alone.role() == "read-only", 30, "the read-only mode")
+            with pytest.raises(StoreUnavailable):
+                store.get("x")
+            candidate = Candidate(store, key, "a", ttl=TTL, retry=None)
+            with pytest.raises(StoreUnavailable):
+                candidate.campaign(timeout=10)
+
+
+@pytest.fixture
+def make_read_only() -> Iterator[ZooKeeperEnsemble]:
+    with ZooKeeperEnsemble(read_only=True) as ensemble:
+        yield ensemble
+
+
+def session_connection(store: Store, ttl: float):  # type: ignore[no-untyped-def]
+    session = backend_of(store)._election.sessions._slots[ttl][0]._session
+    assert session is not None
+    return session.connection
