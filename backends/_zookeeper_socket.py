@@ -62,7 +62,8 @@ class Wire:
 
     def recv(self, size: int) -> bytes:
         data = self._socket.recv(size)
-        self._handler.heard()
+        if data:
+            self._handler.heard()
         missing = _GREETING.size - len(self._greeting)
         if missing > 0:
             self._greeting += data[:missing]

@@ -40,6 +40,8 @@ _BACKEND_OF_FIXTURE = {
     "zookeeper_server": "zookeeper",
     "zookeeper_ensemble": "zookeeper",
     "shared_ensemble": "zookeeper",
+    "cuttable_ensemble": "zookeeper",
+    "read_only_ensemble": "zookeeper",
     "make_zookeeper": "zookeeper",
 }
 

@@ -234,9 +234,8 @@ class TestOperators:
             leader.campaign(timeout=10)
             waiting = Candidate(second, key, "b", ttl=20)
             waits = pool.submit(waiting.campaign)
-            before = wait_until(
-                lambda: len(entries(client, key)) == 2 and entries(client, key), 10, "two entries"
-            )
+            wait_until(lambda: len(entries(client, key)) == 2, 10, "two entries")
+            before = entries(client, key)
             if what == "entry":
                 client.delete(f"/{key}/{before[1]}")
             elif what == "session":
@@ -387,9 +386,8 @@ class TestSessions:
         first, second = (Candidate(store, key, name, ttl=5) for name in "ab")
         first.campaign(timeout=10)
         waits = pool.submit(second.campaign)
-        names = wait_until(
-            lambda: len(entries(client, key)) == 2 and entries(client, key), 10, "two entries"
-        )
+        wait_until(lambda: len(entries(client, key)) == 2, 10, "two entries")
+        names = entries(client, key)
         owners = {client.exists(f"/{key}/{name}").ephemeralOwner for name in names}
         assert len(owners) == 1
         first.stop()
@@ -411,8 +409,12 @@ class TestSessions:
             candidates = [Candidate(store, key, name, ttl=6) for name in "abc"]
             runs = []
             for number, candidate in enumerate(candidates, start=1):
-                runs.append(pool.submit(lambda each=candidate: list(each.run_for_election())))
-                wait_until(lambda n=number: len(entries(client, key)) == n, 10, "its entry")
+                runs.append(pool.submit(list[bool], candidate.run_for_election()))
+
+                def entered(number: int = number) -> bool:
+                    return len(entries(client, key)) == number
+
+                wait_until(entered, 10, "its entry")
             before = entries(client, key)
             session = session_of(candidates[0])
             wait_until(candidates[0].is_leader, 10, "the first to lead")

@@ -12,6 +12,7 @@ import pytest
 from kazoo.client import KazooClient
 
 from leadership import Candidate, Follower, LeaderState, Store, new_store
+from leadership.backends._zookeeper_connection import Connection
 from leadership.errors import StoreUnavailable
 from leadership.events import Elected, Event, TermEnded
 from leadership.retry import Retry
@@ -67,6 +68,18 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     threads = ThreadPoolExecutor()
     yield threads
     threads.shutdown(wait=False)
+
+
+@pytest.fixture
+def cuttable_ensemble() -> Iterator[ZooKeeperEnsemble]:
+    with ZooKeeperEnsemble(cuttable=True) as ensemble:
+        yield ensemble
+
+
+@pytest.fixture
+def read_only_ensemble() -> Iterator[ZooKeeperEnsemble]:
+    with ZooKeeperEnsemble(read_only=True) as ensemble:
+        yield ensemble
 
 
 @pytest.fixture
@@ -198,9 +211,9 @@ def answers(store: Store) -> bool:
 
 class TestEnsemble:
     def test_the_loss_of_its_leader_and_a_follower_cut_from_it(
-        self, zookeeper_ensemble: ZooKeeperEnsemble, rivals: Rivals
+        self, cuttable_ensemble: ZooKeeperEnsemble, rivals: Rivals
     ) -> None:
-        ensemble = zookeeper_ensemble
+        ensemble = cuttable_ensemble
         follower, elsewhere = ensemble.followers()
         with elsewhere.client() as client:
             # This one can only ever talk to the follower that is cut off.
@@ -233,6 +246,7 @@ class TestEnsemble:
         with new_store(ensemble.url) as store:
             term = Candidate(store, key, "a", ttl=10).campaign(timeout=10)
             connection = session_connection(store, 10)
+            assert connection._handler.wire is not None
             port = connection._handler.wire.getpeername()[1]
             server = next(each for each in ensemble.servers if each.client_port == port)
             server.pause()
@@ -243,9 +257,9 @@ class TestEnsemble:
 
     @pytest.mark.long
     def test_a_server_that_only_answers_reads_does_not_count(
-        self, key: str, make_read_only: ZooKeeperEnsemble
+        self, key: str, read_only_ensemble: ZooKeeperEnsemble
     ) -> None:
-        ensemble = make_read_only
+        ensemble = read_only_ensemble
         alone = ensemble.servers[0]
         with new_store(alone.url, request_timeout=1) as store:
             for server in ensemble.servers[1:]:
@@ -258,13 +272,7 @@ class TestEnsemble:
                 candidate.campaign(timeout=10)
 
 
-@pytest.fixture
-def make_read_only() -> Iterator[ZooKeeperEnsemble]:
-    with ZooKeeperEnsemble(read_only=True) as ensemble:
-        yield ensemble
-
-
-def session_connection(store: Store, ttl: float):  # type: ignore[no-untyped-def]
+def session_connection(store: Store, ttl: float) -> Connection:
     session = backend_of(store)._election.sessions._slots[ttl][0]._session
     assert session is not None
     return session.connection

@@ -138,7 +138,7 @@ class ZooKeeperServer(ZooKeeperClient):
         self._process = ServerProcess(self.name, self.folder / "log")
         self._options = {
             "tickTime": str(_FAST_TICK if fast else _DEFAULT_TICK),
-            "initLimit": "50",
+            "initLimit": "20",
             "syncLimit": "10",
             "dataDir": str(self.folder / "data"),
             "clientPortAddress": LOOPBACK,
@@ -273,9 +273,10 @@ class ZooKeeperServer(ZooKeeperClient):
 
 
 class ZooKeeperEnsemble(ZooKeeperClient):
-    """Three servers; each follows its leader through a relay, which can be cut."""
+    """Three servers; with ``cuttable`` each follows its leader through a relay."""
 
-    def __init__(self, *, read_only: bool = False, size: int = 3) -> None:
+    def __init__(self, *, cuttable: bool = False, read_only: bool = False, size: int = 3) -> None:
+        self._cuttable = cuttable
         self.servers = [ZooKeeperServer(read_only=read_only, number=n + 1) for n in range(size)]
         super().__init__([server.endpoint for server in self.servers])
         self.version = self.servers[0].version
@@ -285,7 +286,7 @@ class ZooKeeperEnsemble(ZooKeeperClient):
         try:
             for server in self.servers:
                 for other in self.servers:
-                    if other is not server:
+                    if self._cuttable and other is not server:
                         relay = FaultProxy(other.quorum_port)
                         self._relays[server.number, other.number] = relay
                 server.members = [self._line(server, other) for other in self.servers]
