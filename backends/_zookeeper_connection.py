@@ -146,7 +146,8 @@ class Connection:
             self._stop_soon()
         wire = self._handler.wire
         granted = 0.0 if wire is None else wire.granted
-        self._post(self._changed, state, self._client.client_state, granted)
+        session, _ = self._client.client_id or (0, b"")
+        self._post(self._changed, state, self._client.client_state, session, granted)
 
     def _stop_soon(self) -> None:
         if self._stopping.acquire(blocking=False):
@@ -200,7 +201,7 @@ class Connection:
     def is_connected(self) -> bool:
         return self.lost is None and self._connected.is_set()
 
-    def _changed(self, state: str, keeper_state: str, granted: float) -> None:
+    def _changed(self, state: str, keeper_state: str, session: int, granted: float) -> None:
         if self.lost is not None:
             return
         if state == KazooState.LOST:
@@ -214,7 +215,7 @@ class Connection:
                 self._lose(SessionLost("the session has expired, or was closed by another client"))
         # A server that only answers reads can elect nobody.
         elif state == KazooState.CONNECTED and keeper_state == KeeperState.CONNECTED:
-            self.id = self._client.client_id[0]
+            self.id = session
             self.timeout = granted
             self._connected.set()
             if self._silence is None:

@@ -43,6 +43,7 @@ _BACKEND_OF_FIXTURE = {
     "cuttable_ensemble": "zookeeper",
     "read_only_ensemble": "zookeeper",
     "make_zookeeper": "zookeeper",
+    "own_server": "zookeeper",
 }
 
 _versions: dict[str, str] = {}
@@ -117,12 +118,25 @@ def zookeeper() -> Iterator[ZooKeeperClient]:
             yield server
 
 
-@pytest.fixture
-def make_zookeeper() -> Iterator[MakeZooKeeper]:
-    """``make_zookeeper(**options)`` starts a :class:`ZooKeeperServer`; they stop with the test."""
+@contextlib.contextmanager
+def _zookeepers() -> Iterator[MakeZooKeeper]:
     _require_native_zookeeper()
     with contextlib.ExitStack() as servers:
         yield lambda **options: servers.enter_context(ZooKeeperServer(**options))
+
+
+@pytest.fixture
+def make_zookeeper() -> Iterator[MakeZooKeeper]:
+    """``make_zookeeper(**options)`` starts a :class:`ZooKeeperServer`; they stop with the test."""
+    with _zookeepers() as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_own_zookeeper() -> Iterator[MakeZooKeeper]:
+    """:func:`make_zookeeper` for a whole file's tests."""
+    with _zookeepers() as make:
+        yield make
 
 
 @pytest.fixture

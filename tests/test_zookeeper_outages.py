@@ -17,6 +17,7 @@ from leadership.errors import StoreUnavailable
 from leadership.events import Elected, Event, TermEnded
 from leadership.retry import Retry
 
+from .conftest import MakeZooKeeper
 from .etcd_elections import CLOCK, told
 from .servers.fault_proxy import FaultProxy, Mode
 from .servers.zookeeper import ZooKeeperEnsemble, ZooKeeperServer
@@ -24,6 +25,12 @@ from .waiting import wait_until
 from .zookeeper_elections import backend_of, entries
 
 TTL = 4.0
+
+
+@pytest.fixture(scope="module")
+def own_server(make_own_zookeeper: MakeZooKeeper) -> ZooKeeperServer:
+    """To freeze and restart; who does that leaves it running."""
+    return make_own_zookeeper()
 
 
 class Rivals:
@@ -109,33 +116,33 @@ def until_false(candidate: Candidate, deadline: Callable[[], float]) -> None:
 
 class TestOneServer:
     def test_a_frozen_server_costs_the_term_and_one_leads_again(
-        self, zookeeper_server: ZooKeeperServer, rivals: Rivals
+        self, own_server: ZooKeeperServer, rivals: Rivals
     ) -> None:
-        with zookeeper_server.client() as client:
-            first = rivals.join(zookeeper_server.url, "a")
+        with own_server.client() as client:
+            first = rivals.join(own_server.url, "a")
             wait_until(first.is_leader, 10, "the first to lead")
-            rivals.join(zookeeper_server.url, "b")
+            rivals.join(own_server.url, "b")
             wait_until(lambda: len(entries(client, rivals.key)) == 2, 10, "both entries")
             term = first.term
             assert term is not None
-            zookeeper_server.pause()
+            own_server.pause()
             until_false(first, lambda: term.valid_until)
             assert rivals.leading() == []
-            zookeeper_server.resume()
+            own_server.resume()
             eventually_one_leads_and_nothing_is_left(rivals, client)
 
     @pytest.mark.parametrize("mode", [Mode.STALL, Mode.DOWN])
     def test_a_leader_cut_off_is_over_before_the_next_leads(
-        self, zookeeper_server: ZooKeeperServer, rivals: Rivals, mode: Mode
+        self, own_server: ZooKeeperServer, rivals: Rivals, mode: Mode
     ) -> None:
         with (
-            zookeeper_server.client() as client,
-            FaultProxy(zookeeper_server.client_port) as relay,
+            own_server.client() as client,
+            FaultProxy(own_server.client_port) as relay,
         ):
             rivals.ttl = 2
             first = rivals.join(f"zookeeper://{relay.endpoint}", "a")
             wait_until(first.is_leader, 10, "the first to lead")
-            second = rivals.join(zookeeper_server.url, "b")
+            second = rivals.join(own_server.url, "b")
             wait_until(lambda: len(entries(client, rivals.key)) == 2, 10, "both entries")
             term = first.term
             assert term is not None
@@ -148,12 +155,12 @@ class TestOneServer:
             eventually_one_leads_and_nothing_is_left(rivals, client)
 
     def test_a_restarted_server_keeps_the_session_the_entry_and_the_rising_tokens(
-        self, zookeeper_server: ZooKeeperServer, key: str
+        self, own_server: ZooKeeperServer, key: str
     ) -> None:
-        with new_store(zookeeper_server.url) as store:
+        with new_store(own_server.url) as store:
             term = Candidate(store, key, "a", ttl=30).campaign(timeout=10)
-            zookeeper_server.kill()
-            zookeeper_server.start()
+            own_server.kill()
+            own_server.start()
             assert Follower(store, key).wait_for_leader(20) == "a"
             assert term.is_valid()
             term.resign()
@@ -161,11 +168,11 @@ class TestOneServer:
                 assert after.token > term.token
 
     def test_a_follower_cut_off_in_silence_says_that_it_does_not_know(
-        self, zookeeper_server: ZooKeeperServer, key: str
+        self, own_server: ZooKeeperServer, key: str
     ) -> None:
         with (
-            FaultProxy(zookeeper_server.client_port) as relay,
-            new_store(zookeeper_server.url) as near,
+            FaultProxy(own_server.client_port) as relay,
+            new_store(own_server.url) as near,
             new_store(f"zookeeper://{relay.endpoint}?session_timeout=2") as far,
         ):
             leader = Candidate(near, key, "a", ttl=20)
@@ -179,11 +186,11 @@ class TestOneServer:
                 wait_until(lambda: next(observed).state is LeaderState.NONE, 10, "the truth")
 
     def test_a_thousand_requests_to_a_silent_server_do_not_hold_up_the_engine(
-        self, zookeeper_server: ZooKeeperServer
+        self, own_server: ZooKeeperServer
     ) -> None:
-        with new_store(zookeeper_server.url, request_timeout=1) as store:
+        with new_store(own_server.url, request_timeout=1) as store:
             assert store.get("x") is None
-            zookeeper_server.pause()
+            own_server.pause()
 
             async def scenario() -> tuple[float, set[type]]:
                 backend = backend_of(store)
@@ -197,7 +204,7 @@ class TestOneServer:
             longest, errors = store.core.call(scenario)
             assert errors == {StoreUnavailable}
             assert longest < 1
-            zookeeper_server.resume()
+            own_server.resume()
             assert wait_until(lambda: answers(store), 20, "an answer again")
 
 
