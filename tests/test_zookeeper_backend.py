@@ -289,7 +289,7 @@ class TestAccess:
 
     def test_sasl_lets_in_who_knows_the_password(self, make_zookeeper: MakeZooKeeper) -> None:
         server = make_zookeeper(sasl=True)
-        options = {"sasl": "DIGEST-MD5", "user": USER}
+        options: dict[str, Any] = {"sasl": "DIGEST-MD5", "user": USER}
         with new_store(server.url, password=PASSWORD, **options) as store:
             with Candidate(store, "leader", "a", ttl=5).campaign(timeout=10):
                 login = {"mechanism": "DIGEST-MD5", "username": USER, "password": PASSWORD}
@@ -304,7 +304,7 @@ class TestAccess:
         server = make_zookeeper(client_certificates=True)
         made = server.certificates
         address = f"zk://{server.secure_endpoint}"
-        client = {"cert": str(made.client), "key": str(made.client_key)}
+        client: dict[str, Any] = {"cert": str(made.client), "key": str(made.client_key)}
         with new_store(address, ca=str(made.authority), **client) as store:
             with Candidate(store, key, "a", ttl=5).campaign(timeout=10):
                 assert Follower(store, key).leader() == "a"
@@ -313,10 +313,11 @@ class TestAccess:
             pair = store.get(f"{key}-large")
             assert pair is not None
             assert pair.value == large
-        for options in (
+        refused: list[dict[str, Any]] = [
             {"ca": str(made.authority)},
             {"ca": str(made.stranger_authority), **client},
-        ):
+        ]
+        for options in refused:
             with new_store(address, request_timeout=1, **options) as store:
                 with pytest.raises(StoreUnavailable):
                     store.get("a")

@@ -14,7 +14,7 @@ from kazoo.client import KazooClient
 from leadership import Candidate, Follower, LeaderState, Store, new_store
 from leadership.backends._zookeeper_connection import Connection
 from leadership.errors import StoreUnavailable
-from leadership.events import Elected, Event, TermEnded
+from leadership.events import Elected, Event, LeaseRenewed, TermEnded
 from leadership.retry import Retry
 
 from .conftest import MakeZooKeeper
@@ -184,6 +184,25 @@ class TestOneServer:
                 leader.stop()
                 relay.set(Mode.PASS)
                 wait_until(lambda: next(observed).state is LeaderState.NONE, 10, "the truth")
+
+    def test_the_lease_counts_from_the_send_however_late_the_answer_comes(
+        self, own_server: ZooKeeperServer, key: str
+    ) -> None:
+        events: list[Event] = []
+        with (
+            FaultProxy(own_server.client_port) as relay,
+            new_store(f"zookeeper://{relay.endpoint}", hooks=[events.append]) as store,
+            Candidate(store, key, "a", ttl=6).campaign(timeout=10),
+        ):
+            relay.set(Mode.DELAY, 0.15)
+            slow = wait_until(
+                lambda: [each for each in told(events, LeaseRenewed) if each.round_trip > 0.3],
+                20,
+                "a renewal with a slow answer",
+            )
+            for each in slow:
+                # Half of the timeout, less drift and guard, from the send on.
+                assert each.valid_until <= each.at - each.round_trip + 3 * 0.99
 
     def test_a_thousand_requests_to_a_silent_server_do_not_hold_up_the_engine(
         self, own_server: ZooKeeperServer
