@@ -36,6 +36,7 @@ demo: install
 
 bench: install
 	$(WITH_SERVERS) $(RUN)/python -m bench.handover $(BENCH_ARGS)
+	$(RUN)/python -m bench.zookeeper_handover $(BENCH_ARGS)
 
 check: install
 	$(RUN)/ruff check

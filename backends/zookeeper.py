@@ -1,4 +1,4 @@
-"""ZooKeeper 3.6 and later: `zookeeper://host:2181,host:2181/chroot?user=...&ca=...`, or `zk://`.
+"""ZooKeeper 3.5 and later: `zookeeper://host:2181,host:2181/chroot?user=...&ca=...`, or `zk://`.
 
 An election at `service/leader` keeps its entries below that key, one node per
 contender, named as kazoo's or Curator's recipes name theirs. `get` of the key

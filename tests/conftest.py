@@ -161,6 +161,22 @@ def zookeeper_ensemble() -> Iterator[ZooKeeperEnsemble]:
         yield ensemble
 
 
+@pytest.fixture
+def cuttable_ensemble() -> Iterator[ZooKeeperEnsemble]:
+    """Three whose followers can be cut from their leader, and go on answering for a while."""
+    _require_native_zookeeper()
+    with ZooKeeperEnsemble(cuttable=True) as ensemble:
+        yield ensemble
+
+
+@pytest.fixture
+def read_only_ensemble() -> Iterator[ZooKeeperEnsemble]:
+    """Three that answer reads when they are alone."""
+    _require_native_zookeeper()
+    with ZooKeeperEnsemble(read_only=True) as ensemble:
+        yield ensemble
+
+
 def _require_native_zookeeper() -> None:
     try:
         _versions["zookeeper"] = installed_zookeeper()

@@ -78,18 +78,6 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def cuttable_ensemble() -> Iterator[ZooKeeperEnsemble]:
-    with ZooKeeperEnsemble(cuttable=True) as ensemble:
-        yield ensemble
-
-
-@pytest.fixture
-def read_only_ensemble() -> Iterator[ZooKeeperEnsemble]:
-    with ZooKeeperEnsemble(read_only=True) as ensemble:
-        yield ensemble
-
-
-@pytest.fixture
 def rivals(key: str, pool: ThreadPoolExecutor) -> Iterator[Rivals]:
     made = Rivals(key, pool)
     yield made

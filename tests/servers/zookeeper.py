@@ -115,7 +115,8 @@ class ZooKeeperServer(ZooKeeperClient):
     ``fast``: short ticks, so that a session may live 0.4 s (else 4 s).
     ``tls``: clients may use TLS, at :attr:`secure_endpoint`, and must show a certificate
     with ``client_certificates``. ``sasl``: :data:`USER` may log in by DIGEST-MD5.
-    ``read_only``: answer reads without a quorum, to clients that take that.
+    ``patient``: wait 8 s for the other servers, instead of 2. ``read_only``: answer reads
+    without a quorum, to clients that take that.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class ZooKeeperServer(ZooKeeperClient):
         tls: bool = False,
         client_certificates: bool = False,
         sasl: bool = False,
+        patient: bool = False,
         read_only: bool = False,
         number: int = 0,
     ) -> None:
@@ -139,7 +141,7 @@ class ZooKeeperServer(ZooKeeperClient):
         self._options = {
             "tickTime": str(_FAST_TICK if fast else _DEFAULT_TICK),
             "initLimit": "20",
-            "syncLimit": "10",
+            "syncLimit": "40" if patient else "10",
             "dataDir": str(self.folder / "data"),
             "clientPortAddress": LOOPBACK,
             "clientPort": str(self.client_port),
@@ -277,7 +279,11 @@ class ZooKeeperEnsemble(ZooKeeperClient):
 
     def __init__(self, *, cuttable: bool = False, read_only: bool = False, size: int = 3) -> None:
         self._cuttable = cuttable
-        self.servers = [ZooKeeperServer(read_only=read_only, number=n + 1) for n in range(size)]
+        # A follower that is cut off is to go on answering for longer than a session lives.
+        self.servers = [
+            ZooKeeperServer(read_only=read_only, patient=cuttable, number=n + 1)
+            for n in range(size)
+        ]
         super().__init__([server.endpoint for server in self.servers])
         self.version = self.servers[0].version
         self._relays: dict[tuple[int, int], FaultProxy] = {}
