@@ -364,6 +364,35 @@ class TestLostReplies:
         assert name.endswith("__lock__0000000001")
         assert token > 0
 
+    def test_who_sees_itself_first_is_proved_by_a_quorum_before_it_leads(
+        self, store: Store, client: KazooClient, key: str
+    ) -> None:
+        async def scenario() -> tuple[int, int]:
+            backend = backend_of(store)
+            first, second = (
+                backend._election.contender(key, b"", 5, own_session=False) for _ in range(2)
+            )
+            await first.campaign(lambda reason: None)
+            winning = asyncio.ensure_future(second.campaign(lambda reason: None))
+            await async_wait_until(lambda: second._wake is not None, 10, "it to wait")
+            old = second._token
+
+            async def stale(connection: object) -> None:
+                """The view of a server that lags behind."""
+
+            second._unguard()
+            second._look = stale  # type: ignore[method-assign]
+            await asyncio.to_thread(client.delete, f"/{key}/{second._name}")
+            second._look_again()
+            claim = await winning
+            for each in (first, second):
+                await each.leave()
+                await each.close()
+            return old, claim.token
+
+        old, token = store.core.call(scenario)
+        assert 0 < old < token
+
 
 class TestSessions:
     def test_a_timeout_that_the_server_changes_is_obeyed_with_one_warning(

@@ -12,7 +12,6 @@ import pytest
 from kazoo.client import KazooClient
 
 from leadership import Candidate, Follower, LeaderState, Store, new_store
-from leadership.backends._zookeeper_connection import Connection
 from leadership.errors import StoreUnavailable
 from leadership.events import Elected, Event, LeaseRenewed, TermEnded
 from leadership.retry import Retry
@@ -155,20 +154,25 @@ class TestOneServer:
             with Candidate(store, key, "b", ttl=30).campaign(timeout=20) as after:
                 assert after.token > term.token
 
-    def test_a_follower_cut_off_in_silence_says_that_it_does_not_know(
-        self, own_server: ZooKeeperServer, key: str
+    @pytest.mark.parametrize(
+        ("mode", "session_timeout", "within"), [(Mode.STALL, 2, 6), (Mode.RESET, 30, 3)]
+    )
+    def test_a_follower_cut_off_says_that_it_does_not_know(
+        self, own_server: ZooKeeperServer, key: str, mode: Mode, session_timeout: int, within: int
     ) -> None:
         with (
             FaultProxy(own_server.client_port) as relay,
             new_store(own_server.url) as near,
-            new_store(f"zookeeper://{relay.endpoint}?session_timeout=2") as far,
+            new_store(f"zookeeper://{relay.endpoint}?session_timeout={session_timeout}") as far,
         ):
             leader = Candidate(near, key, "a", ttl=20)
             leader.campaign(timeout=10)
             with Follower(far, key, patience=0.1).observe() as observed:
                 assert next(observed).value == "a"
-                relay.set(Mode.STALL)
+                relay.set(mode)
+                cut_at = CLOCK.now()
                 assert next(observed).state is LeaderState.UNKNOWN
+                assert CLOCK.now() - cut_at < within
                 leader.stop()
                 relay.set(Mode.PASS)
                 wait_until(lambda: next(observed).state is LeaderState.NONE, 10, "the truth")
@@ -201,7 +205,9 @@ class TestOneServer:
 
             async def scenario() -> tuple[float, set[type]]:
                 backend = backend_of(store)
-                puts = [asyncio.ensure_future(backend.put(f"k{n}", b"v")) for n in range(1000)]
+                # So large that kazoo's thread cannot even send them.
+                value = b"v" * 50_000
+                puts = [asyncio.ensure_future(backend.put(f"k{n}", value)) for n in range(1000)]
                 longest, before = 0.0, CLOCK.now()
                 while not all(each.done() for each in puts):
                     await asyncio.sleep(0.01)
@@ -253,21 +259,26 @@ class TestEnsemble:
         with other.client() as client:
             eventually_one_leads_and_nothing_is_left(rivals, client)
 
-    def test_a_leader_whose_server_is_cut_off_goes_on_by_another_server(
-        self, zookeeper_ensemble: ZooKeeperEnsemble, key: str
+    def test_a_leader_whose_server_commits_nothing_goes_on_by_another(
+        self, cuttable_ensemble: ZooKeeperEnsemble, key: str
     ) -> None:
-        ensemble = zookeeper_ensemble
-        with new_store(ensemble.url) as store:
-            term = Candidate(store, key, "a", ttl=10).campaign(timeout=10)
-            connection = session_connection(store, 10)
-            assert connection._handler.wire is not None
-            port = connection._handler.wire.getpeername()[1]
-            server = next(each for each in ensemble.servers if each.client_port == port)
-            server.pause()
+        ensemble = cuttable_ensemble
+        followers = {each.client_port: each for each in ensemble.followers()}
+        with ExitStack() as stores:
+            # Which server it takes is up to chance.
+            for number in itertools.count():
+                store = stores.enter_context(new_store(ensemble.url))
+                candidate = Candidate(store, f"{key}-{number}", "a", ttl=10)
+                term = candidate.campaign(timeout=10)
+                port = port_of(store, 10)
+                if port in followers:
+                    break
+            # It goes on answering pings for as long as that.
+            ensemble.cut(followers[port])
             before = term.valid_until
             wait_until(lambda: term.valid_until > before + 2, 15, "renewals by another server")
             assert term.is_valid()
-            server.resume()
+            assert port_of(store, 10) != port
 
     @pytest.mark.long
     def test_a_server_that_only_answers_reads_does_not_count(
@@ -286,7 +297,11 @@ class TestEnsemble:
                 candidate.campaign(timeout=10)
 
 
-def session_connection(store: Store, ttl: float) -> Connection:
+def port_of(store: Store, ttl: float) -> int:
+    """The port of the server that a store's elections are connected to."""
     session = backend_of(store)._election.sessions._slots[ttl][0]._session
     assert session is not None
-    return session.connection
+    wire = session.connection._handler.wire
+    assert wire is not None
+    port: int = wire.getpeername()[1]
+    return port
