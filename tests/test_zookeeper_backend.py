@@ -147,6 +147,17 @@ class TestKeys:
         wait_until(lambda: not store.exists(key), 10, "the lapse")
         assert CLOCK.now() - written >= 1.4
 
+    def test_a_key_that_another_store_wrote_since_is_not_removed_in_our_time(
+        self, zookeeper: ZooKeeperClient, store: Store, key: str
+    ) -> None:
+        with new_store(zookeeper.url) as other:
+            for name, ttl in (("stays", None), ("lives", 20)):
+                store.put(f"{key}/{name}", "x", ttl=0.8)
+                other.put(f"{key}/{name}", "y", ttl=ttl)
+            store.put(f"{key}/sign", "x", ttl=0.8)
+            wait_until(lambda: not store.exists(f"{key}/sign"), 10, "the lapse")
+            assert [pair.value for pair in store.list(key)] == [b"y", b"y"]
+
     def test_a_watch_of_a_tree_tells_of_what_is_deep_and_of_changed_values(
         self, store: Store, client: KazooClient, key: str
     ) -> None:
