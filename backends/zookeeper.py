@@ -84,7 +84,7 @@ class ZooKeeperBackend(Backend):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
-    minimum_ttl: ClassVar[float] = 0.5
+    minimum_ttl: float = 0.5
     # The server's limit for a request is 1 MiB, and the path is in it.
     maximum_value_size: ClassVar[float] = 1024 * 1024 - _ROOM_FOR_THE_REST
     conditions: ClassVar[str] = (

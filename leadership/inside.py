@@ -10,11 +10,16 @@ request, because the code that started it may still be working.
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
+import signal
+import sys
 import threading
 import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .election import Candidacy
@@ -35,22 +40,53 @@ class Caller:
             must be collected all the same.
         thread: what it ends with at the latest.
         within: whether it is the leader's code, or was started by it.
+        interrupting: whether it is a signal's handler, under which the code of
+            its thread stands still, to go on afterwards.
     """
 
     owner: weakref.ref[object]
     thread: threading.Thread
     within: bool
+    interrupting: bool = False
 
 
 def caller(candidacy: Candidacy) -> Caller:
     """The present task or thread, as `candidacy` has to see it."""
     thread = threading.current_thread()
+    within = any(known() is candidacy for known in _candidacies.get())
+    interrupting = thread is threading.main_thread() and _in_signal_handler()
+    return Caller(owner(), thread, within, interrupting)
+
+
+def owner() -> weakref.ref[object]:
+    """The present task, or the thread where there is none."""
     try:
         task = asyncio.current_task()
     except RuntimeError:
         task = None
-    within = any(known() is candidacy for known in _candidacies.get())
-    return Caller(weakref.ref(thread if task is None else task), thread, within)
+    return weakref.ref(threading.current_thread() if task is None else task)
+
+
+def _in_signal_handler() -> bool:
+    """Whether a handler that was set by `signal.signal` is being run.
+
+    Python keeps no record of it. But a handler is a function, and while it
+    runs it is on the stack.
+    """
+    codes = set()
+    for number in signal.valid_signals():
+        handler: Any = signal.getsignal(number)
+        while isinstance(handler, functools.partial):
+            handler = handler.func
+        if callable(handler) and not inspect.isroutine(handler):
+            handler = type(handler).__call__
+        codes.add(getattr(handler, "__code__", None))
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def enter(candidacy: Candidacy, *, block: bool = False) -> None:

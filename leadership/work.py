@@ -49,6 +49,8 @@ class Works:
     def __init__(self) -> None:
         # Replaced as a whole, so that any thread may read it.
         self._running: tuple[Work, ...] = ()
+        # Whose blocks were over, by their own resign or stop, before they were left.
+        self._left_early: list[weakref.ref[object]] = []
         self._ended = asyncio.Event()
 
     def __bool__(self) -> bool:
@@ -61,9 +63,16 @@ class Works:
     def alive(self) -> tuple[Work, ...]:
         """What may still be running; any thread may ask.
 
-        At the interpreter's end the main thread's code is over, though it never came back.
+        At the interpreter's end a thread's code is over with it, though it
+        never came back. Before that a block is left only by its end: another
+        thread than the one that entered it may be at work in it.
         """
-        return tuple(work for work in self._running if work.thread.is_alive())
+        ending = not threading.main_thread().is_alive()
+        return tuple(
+            work
+            for work in self._running
+            if work.thread.is_alive() or (work.kind is Kind.BLOCK and not ending)
+        )
 
     def begin(self, work: Work) -> None:
         self._running = (*self._running, work)
@@ -82,6 +91,9 @@ class Works:
 
     def end_block(self, caller: Caller) -> bool:
         """The caller leaves its innermost block; False: it has none."""
+        if caller.owner in self._left_early:
+            self._left_early.remove(caller.owner)
+            return True
         blocks = [work for work in self._running if work.kind is Kind.BLOCK]
         own = [work for work in blocks if work.owner == caller.owner]
         self.end(*own[-1:])
@@ -101,8 +113,9 @@ class Works:
         if caller is None:
             return False
         own = [work for work in self._running if work.owner == caller.owner]
-        if any(work.kind is Kind.FUNCTION for work in own):
+        if own and (caller.interrupting or any(work.kind is Kind.FUNCTION for work in own)):
             return True
+        self._left_early += [work.owner for work in own if work.kind is Kind.BLOCK]
         self.end(*own)
         return not own and caller.within and bool(self._running)
 

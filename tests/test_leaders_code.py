@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import linecache
+import signal
 import sys
 import threading
 import uuid
@@ -17,6 +19,7 @@ import pytest
 
 from leadership import Candidate, Store, Term, aio, new_store
 from leadership.candidate import Campaigner
+from leadership.election import Candidacy
 from leadership.errors import AlreadyRunning, LeadershipError
 from leadership.events import Event, WorkOverran
 
@@ -129,6 +132,76 @@ def test_a_block_ends_only_its_own_work(store: Store, pool: ThreadPoolExecutor) 
     assert free(store)
 
 
+def test_a_block_whose_thread_has_ended_is_still_a_block(pool: ThreadPoolExecutor) -> None:
+    """As where a web framework enters and leaves it by jobs of a pool."""
+    name = f"memory://{uuid.uuid4()}"
+    with new_store(name) as own, new_store(name) as other:
+        candidate = Candidate(own, KEY, "a", ttl=60)
+        term = candidate.campaign()
+        with ThreadPoolExecutor(1) as short_lived:
+            short_lived.submit(term.__enter__).result()
+        resigning = pool.submit(candidate.resign)
+        wait_until(lambda: not candidate.is_leader(), 10, "the end of the term")
+        with pytest.raises(TimeoutError):
+            Candidate(other, KEY, "b", ttl=60).campaign(timeout=0.1)
+        term.__exit__(None, None, None)
+        assert resigning.result(10) is True
+        assert free(other)
+
+
+def test_a_block_that_outlasts_its_loop_keeps_the_candidate_from_running_again(
+    store: Store, pool: ThreadPoolExecutor
+) -> None:
+    candidate = Candidate(store, KEY, "a", ttl=0.5)
+    entered, may_end = threading.Event(), threading.Event()
+    elections = candidate.run_for_election()
+    assert [next(elections), next(elections)] == [False, True]
+    term = candidate.term
+    assert term is not None
+
+    def block() -> None:
+        with term:
+            entered.set()
+            may_end.wait(30)
+
+    blocked = pool.submit(block)
+    assert entered.wait(10)
+    del elections
+    wait_until(lambda: not candidate.is_leader(), 10, "the end of the loop")
+    with pytest.raises(AlreadyRunning, match="code that led still runs"):
+        candidate.campaign()
+    may_end.set()
+    blocked.result(10)
+    with candidate.campaign(timeout=10) as newer:
+        assert newer.token > term.token
+
+
+def test_a_signal_handler_that_stops_does_not_release_under_the_body() -> None:
+    name = f"memory://{uuid.uuid4()}"
+    with new_store(name) as own, new_store(name) as other:
+        candidate = Candidate(own, KEY, "a", ttl=60)
+
+        class Handler:
+            def __call__(self, number: int, frame: FrameType | None, act: Any = None) -> None:
+                candidate.stop()
+
+        handlers: list[Any] = [Handler(), functools.partial(Handler(), act=1)]
+        handlers.append(lambda *_: candidate.stop())
+        for handler in handlers:
+            before = signal.signal(signal.SIGTERM, handler)
+            try:
+                for elected in candidate.run_for_election():
+                    if elected:
+                        signal.raise_signal(signal.SIGTERM)
+                        # As after any signal the body goes on here.
+                        assert not candidate.is_leader()
+                        with pytest.raises(TimeoutError):
+                            Candidate(other, KEY, "b", ttl=60).campaign(timeout=0.1)
+            finally:
+                signal.signal(signal.SIGTERM, before)
+            assert free(other)
+
+
 def test_a_block_inside_a_function_does_not_end_the_function(store: Store) -> None:
     candidate = Candidate(store, KEY, "a", ttl=60)
     free_while_working = []
@@ -158,9 +231,9 @@ def test_close_before_the_first_next_has_begun_is_not_lost(store: Store) -> None
     elections = candidate.run_for_election()
     begin = candidate._new_candidacy
 
-    def closed_meanwhile(*, single: bool) -> Any:
+    def closed_meanwhile(made: list[Candidacy], *, single: bool) -> Candidacy:
         elections.close()
-        return begin(single=single)
+        return begin(made, single=single)
 
     candidate._new_candidacy = closed_meanwhile  # type: ignore[method-assign]
     assert list(elections) == []
@@ -434,6 +507,37 @@ def test_a_block_that_another_task_leaves_is_over() -> None:
             async with asyncio.timeout(10):
                 await asyncio.create_task(stack.aclose())
             assert await is_free(other)
+
+    asyncio.run(scenario())
+
+
+def test_a_block_that_has_resigned_does_not_end_anothers_block() -> None:
+    async def scenario() -> None:
+        async with two_stores() as (own, other):
+            candidate = aio.Candidate(own, KEY, "a", ttl=60)
+            entered, may_end = asyncio.Event(), asyncio.Event()
+
+            async def helper(term: aio.Term) -> None:
+                async with term:
+                    entered.set()
+                    await may_end.wait()
+
+            async def leader() -> asyncio.Task[None]:
+                async with candidate.campaign() as term:
+                    helping = asyncio.create_task(helper(term))
+                    await entered.wait()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(0.1):
+                            await candidate.resign()
+                    loop.call_later(0.2, may_end.set)
+                return helping
+
+            loop = asyncio.get_running_loop()
+            leading = asyncio.ensure_future(leader())
+            await asyncio.wait_for(entered.wait(), 10)
+            async with aio.Candidate(other, KEY, "b", ttl=60).campaign(timeout=10):
+                assert may_end.is_set(), "released under the helper's block"
+            await (await leading)
 
     asyncio.run(scenario())
 
