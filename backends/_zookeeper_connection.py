@@ -103,9 +103,9 @@ class Connection:
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._servers = ",".join(settings.servers)
-        self._handler = Handler(
-            context.clock, settings.tls, min(context.request_timeout, timeout / 3)
-        )
+        # Of the time for one request, so that all have their turn in it.
+        self._turn = context.request_timeout / len(settings.servers)
+        self._handler = Handler(context.clock, settings.tls, min(self._turn, timeout / 3))
         self._client = KazooClient(
             hosts=self._servers,
             timeout=timeout,
@@ -124,9 +124,14 @@ class Connection:
         self.timeout = 0.0
         """The session's, as the server granted it; seconds."""
         self.id = 0
+        self.opened_at = 0.0
+        """When the present connection was begun: the servers knew the session after that."""
+        self.failures_of_an_outage = max(2, len(settings.servers))
+        """One server that fails is left for the next: that alone is no outage."""
         self.on_lost: Callable[[str], None] = lambda reason: None
         self.lost: Exception | None = None
         self._silence: Timer | None = None
+        self._answered_at = -math.inf
         self._connected = asyncio.Event()
         self._outstanding: set[asyncio.Future[Any]] = set()
         self._window = asyncio.Semaphore(_WINDOW)
@@ -142,12 +147,13 @@ class Connection:
 
     def _listen(self, state: str) -> None:
         if state == KazooState.LOST:
-            # At once: else kazoo would go on with another session, as if nothing had happened.
+            # Else kazoo would go on with another session, as if nothing had happened.
+            self._handler.refuse()
             self._stop_soon()
         wire = self._handler.wire
-        granted = 0.0 if wire is None else wire.granted
+        granted, opened_at = (0.0, 0.0) if wire is None else (wire.granted, wire.opened_at)
         session, _ = self._client.client_id or (0, b"")
-        self._post(self._changed, state, self._client.client_state, session, granted)
+        self._post(self._changed, state, self._client.client_state, session, granted, opened_at)
 
     def _stop_soon(self) -> None:
         if self._stopping.acquire(blocking=False):
@@ -176,14 +182,16 @@ class Connection:
             AccessDenied: the credentials were refused.
         """
         self._client.start_async()
+        for _ in self._settings.servers:
+            try:
+                async with asyncio.timeout(self._turn):
+                    await self.connected()
+                    return
+            except TimeoutError:
+                # One that is frozen, or cut off from the others, takes connections all the same.
+                self._handler.give_up()
         limit = self._context.request_timeout
-        try:
-            async with asyncio.timeout(limit):
-                await self.connected()
-        except TimeoutError:
-            raise StoreUnavailable(
-                f"no ZooKeeper at {self._servers} has let us in within {limit:g} s"
-            ) from None
+        raise StoreUnavailable(f"no ZooKeeper at {self._servers} has let us in within {limit:g} s")
 
     async def connected(self) -> None:
         """Wait until requests can be sent, however long.
@@ -201,7 +209,9 @@ class Connection:
     def is_connected(self) -> bool:
         return self.lost is None and self._connected.is_set()
 
-    def _changed(self, state: str, keeper_state: str, session: int, granted: float) -> None:
+    def _changed(
+        self, state: str, keeper_state: str, session: int, granted: float, opened_at: float
+    ) -> None:
         if self.lost is not None:
             return
         if state == KazooState.LOST:
@@ -215,8 +225,13 @@ class Connection:
                 self._lose(SessionLost("the session has expired, or was closed by another client"))
         # A server that only answers reads can elect nobody.
         elif state == KazooState.CONNECTED and keeper_state == KeeperState.CONNECTED:
+            if self.timeout > granted:
+                # What is trusted already may be more than the server now waits.
+                self._give_up(f"its timeout was {self.timeout:g} s, and is now {granted:g} s")
+                return
             self.id = session
-            self.timeout = granted
+            self.timeout = self.timeout or granted
+            self.opened_at = opened_at
             self._connected.set()
             if self._silence is None:
                 self._look_for_silence()
@@ -235,7 +250,10 @@ class Connection:
         if clock.now() < over:
             self._silence = clock.call_at(over, self._look_for_silence)
             return
-        self._lose(SessionLost("no server was heard of for longer than the session lives"))
+        self._give_up("no server was heard of for longer than the session lives")
+
+    def _give_up(self, reason: str) -> None:
+        self._lose(SessionLost(reason))
         self._handler.refuse()
         self._stop_soon()
 
@@ -322,15 +340,21 @@ class Connection:
         return StoreUnavailable(f"ZooKeeper at {self._servers} did not answer within {limit:g} s")
 
     def _heard_since(self, moment: float) -> bool:
+        # A server that is cut off from the others goes on answering pings, and nothing else.
         wire = self._handler.wire
-        return wire is not None and max(self._handler.heard_at, wire.opened_at) >= moment
+        return wire is not None and max(self._answered_at, wire.opened_at) >= moment
 
     def _send(self, ask: Ask) -> asyncio.Future[Any]:
         result = ask(self._client)
         answer: asyncio.Future[Any] = self._loop.create_future()
         self._outstanding.add(answer)
         answer.add_done_callback(self._answered)
-        result.rawlink(lambda result: self._post(_settle, answer, result))
+
+        def answered(result: Any) -> None:
+            self._answered_at = self._context.clock.now()
+            self._post(_settle, answer, result)
+
+        result.rawlink(answered)
         return answer
 
     def _answered(self, answer: asyncio.Future[Any]) -> None:
@@ -368,10 +392,14 @@ class Connection:
 def _settle(answer: asyncio.Future[Any], result: Any) -> None:
     if answer.done():
         return
-    if result.exception is None:
+    error = result.exception
+    if error is None:
         answer.set_result(result.value)
+    elif isinstance(error, kazoo_errors.KazooException):
+        answer.set_exception(error)
     else:
-        answer.set_exception(result.exception)
+        # kazoo could make nothing of an answer, and will break the connection.
+        answer.set_exception(kazoo_errors.ConnectionLoss(str(error)))
 
 
 class SharedConnection:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kazoo.exceptions import NoChildrenForEphemeralsError, NoNodeError
 
 from ..backend import Contender
-from ..errors import NotLeader, SessionLost, StoreError
+from ..errors import NotLeader, SessionLost, StoreError, StoreUnavailable
 from ..lease import Claim, claim
 from ..session import Slot
 from ._zookeeper_connection import Connection
@@ -53,7 +53,9 @@ class ZooKeeperContender(Contender):
         # Whether the watch on our entry is set at the server.
         self._guarded = False
         self._unguard: Callable[[], None] = lambda: None
-        self._wake: asyncio.Future[None] | None = None
+        # Whether a removal was asked for, and not confirmed: it may come late.
+        self._leaving = False
+        self._wake: asyncio.Future[StoreError | None] | None = None
         self._lost: Callable[[str], None] | None = None
         self._told: str | None = None
         self._closed = False
@@ -61,6 +63,9 @@ class ZooKeeperContender(Contender):
     # --- to win ---
 
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
+        if self._leaving:
+            # An entry that a delayed removal may still take must not lead.
+            await self.leave()
         self._lost = None
         while True:
             session = await self._slot.session()
@@ -82,7 +87,7 @@ class ZooKeeperContender(Contender):
             self._forget()
             self._session = session
         self._just_made = False
-        if not self._name:
+        if not self._name or self._entering is not None:
             await self._enter(session)
         session.holders.add(self)
         if not self._guarded:
@@ -91,11 +96,13 @@ class ZooKeeperContender(Contender):
         while True:
             # Before the read, so that what happens after it is not missed.
             woken = self._wake = asyncio.get_running_loop().create_future()
-            if self._told is not None:
+            if self._told is not None or session.lease.ended is not None:
                 break
             before = await self._look(connection)
             if self._told is not None:
                 break
+            if self.on_answer is not None:
+                self.on_answer()
             if before is None:
                 if not self._just_made and not await self._stands(connection):
                     break
@@ -114,7 +121,7 @@ class ZooKeeperContender(Contender):
                     NoNodeError,
                     repeatable=True,
                 )
-                await woken
+                _raise(await woken)
             except NoNodeError:
                 continue
             finally:
@@ -228,7 +235,7 @@ class ZooKeeperContender(Contender):
         return seen is True
 
     async def _until_confirmed(
-        self, session: ZooKeeperSession, woken: asyncio.Future[None]
+        self, session: ZooKeeperSession, woken: asyncio.Future[StoreError | None]
     ) -> None:
         """We are first, but the lease may have lapsed: only its next proof makes us leader."""
         confirmed: asyncio.Future[Any] = asyncio.ensure_future(session.confirmed.wait())
@@ -236,6 +243,8 @@ class ZooKeeperContender(Contender):
             await asyncio.wait({confirmed, woken}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             confirmed.cancel()
+        if woken.done():
+            _raise(woken.result())
 
     # --- what the watches tell ---
 
@@ -245,12 +254,17 @@ class ZooKeeperContender(Contender):
         path = f"{self._directory}/{name}"
         self._unguard()
         self._unguard = connection.watches.subscribe(path, lambda: self._own_changed(session))
-        stat = await connection.request(stat_of(path, connection.watches.fired), repeatable=True)
-        if name != self._name:
-            return
-        if stat is None:
-            self.entry_gone(DELETED)
+        # From here on, for the watch may fire before we go on after the answer.
         self._guarded = True
+        try:
+            stat = await connection.request(
+                stat_of(path, connection.watches.fired), repeatable=True
+            )
+        except BaseException:
+            self._guarded = False
+            raise
+        if stat is None and name == self._name:
+            self.entry_gone(DELETED)
 
     def _own_changed(self, session: ZooKeeperSession) -> None:
         self._guarded = False
@@ -271,9 +285,14 @@ class ZooKeeperContender(Contender):
                 continue
             return
 
-    def _look_again(self) -> None:
+    def cut_off(self, error: StoreUnavailable) -> None:
+        """The session is out of the store's reach: whoever waits decides what to do about it."""
+        self._look_again(error)
+
+    def _look_again(self, error: StoreError | None = None) -> None:
+        """Wake who waits, to look, or to raise an error; its entry keeps its place."""
         if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+            self._wake.set_result(error)
 
     def entry_gone(self, reason: str) -> None:
         """The store says that our entry is over; told once."""
@@ -309,6 +328,7 @@ class ZooKeeperContender(Contender):
         await self._entered()
         session = self._session
         if session is not None and session.lease.ended is None:
+            self._leaving = True
             try:
                 await self._remove(session)
             except SessionLost as error:
@@ -331,7 +351,7 @@ class ZooKeeperContender(Contender):
         self._unguard = lambda: None
         if self._session is not None:
             self._session.holders.discard(self)
-        self._guarded = self._just_made = False
+        self._guarded = self._just_made = self._leaving = False
         self._name = self._attempt = ""
         self._token = 0
         self._told = None
@@ -341,7 +361,8 @@ class ZooKeeperContender(Contender):
             return
         self._closed = True
         session = self._session
-        if session is not None and self._attempt and session.lease.ended is None:
+        left_over = bool(self._attempt) or self._entering is not None
+        if session is not None and left_over and session.lease.ended is None:
             # `leave` was given up, and others may keep the session alive: what
             # stands on it would block the election.
             self._election.spawn(self._leave_later(session))
@@ -355,3 +376,8 @@ class ZooKeeperContender(Contender):
                 await self._election.context.clock.sleep(min(1.0, session.timeout / 10))
             else:
                 return
+
+
+def _raise(error: StoreError | None) -> None:
+    if error is not None:
+        raise error

@@ -2,14 +2,16 @@
 
 Why not by pings or reads: a follower that is cut off from its leader goes on
 answering both. A write is committed by a quorum, so the leader knew the
-session then. How long it lets the session live from there depends on when
-it last heard of it, through a follower that passes that on every half tick;
-half the timeout is safe for every tick that the timeout allows.
+session then. How long it lets the session live from there depends on when it last
+heard of it: a write is no sign of life to it, a follower passes those on by
+itself, every half tick. Half the timeout is safe for every tick that the
+timeout allows, as long as we have not been silent before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 from typing import Protocol
 
@@ -27,12 +29,16 @@ from ._zookeeper_tree import make_parents
 # server is tried. Both within the quarter that the lease's half is derived with.
 _PACE = 1 / 10
 _LIMIT = 1 / 6
+# Half of the longest tick that the timeout allows: what is older a follower has passed on.
+_PASSED_ON = 1 / 4
 
 
 class Holder(Protocol):
     """Whose entry hangs on the session."""
 
     def entry_gone(self, reason: str) -> None: ...
+
+    def cut_off(self, error: StoreUnavailable) -> None: ...
 
 
 class ZooKeeperSession(Session):
@@ -55,7 +61,9 @@ class ZooKeeperSession(Session):
         self._context = context
         self._clock = context.clock
         self._proof = f"{directory}/{self.id & (1 << 64) - 1:016x}"
-        self._trusted = self.timeout if standalone else self.timeout / 2
+        self._standalone = standalone
+        # When the last confirmed writes were sent; more than fit into what is not passed on.
+        self._writes: collections.deque[float] = collections.deque(maxlen=8)
         self._failures = 0
         self._task: asyncio.Task[None] | None = None
         connection.on_lost = self.lose
@@ -122,10 +130,17 @@ class ZooKeeperSession(Session):
                             self.timeout * _PACE,
                         )
                     )
+                # And once per outage to who waits: that asks for itself from then on.
+                if self._failures == self.connection.failures_of_an_outage:
+                    self._tell_cut(StoreUnavailable(f"the session is not confirmed: {error}"))
             else:
                 if self._failures:
                     self._context.emit(StoreRecovered("", self._clock.now(), self._failures))
                     self._failures = 0
+
+    def _tell_cut(self, error: StoreUnavailable) -> None:
+        for holder in list(self.holders):
+            holder.cut_off(error)
 
     async def _prove(self) -> None:
         """Write our node: whoever commits that knows the session."""
@@ -172,11 +187,25 @@ class ZooKeeperSession(Session):
             return
 
     def _confirm(self, sent_at: float) -> None:
-        self.lease.confirm(sent_at, self._trusted)
+        if self._standalone:
+            self.lease.confirm(sent_at, self.timeout)
+        else:
+            half = self.timeout / 2
+            heard_at = self._ensemble_heard_at(sent_at)
+            latest = heard_at + half * (1 - self._context.max_clock_drift)
+            self.lease.confirm(min(sent_at, latest), half)
+        self._writes.append(sent_at)
         self.confirmed.set()
         self.confirmed = asyncio.Event()
         now = self._clock.now()
         self._context.emit(LeaseRenewed("", now, now - sent_at, self.lease.valid_until))
+
+    def _ensemble_heard_at(self, sent_at: float) -> float:
+        """When the ensemble's leader had surely heard of us, if it committed what we sent then."""
+        passed_on = sent_at - self.timeout * _PASSED_ON
+        # It is asked about the session at each new connection.
+        known = [each for each in self._writes if each <= passed_on]
+        return max([self.connection.opened_at, *known])
 
     def lose(self, reason: str) -> None:
         """The session is over, and with it every entry."""

@@ -238,9 +238,9 @@ class TestOptions:
         async def scenario() -> None:
             backend = backend_of(store)
             connection = Connection(backend._settings, backend.context, 5)
-            connection._changed(KazooState.CONNECTED, KeeperState.CONNECTED_RO, 1, 5.0)
+            connection._changed(KazooState.CONNECTED, KeeperState.CONNECTED_RO, 1, 5.0, 1.0)
             assert not connection.is_connected
-            connection._changed(KazooState.CONNECTED, KeeperState.CONNECTED, 1, 5.0)
+            connection._changed(KazooState.CONNECTED, KeeperState.CONNECTED, 1, 5.0, 1.0)
             assert connection.is_connected
             await connection.close()
 

@@ -267,7 +267,7 @@ class TestEnsemble:
         with ExitStack() as stores:
             # Which server it takes is up to chance.
             for number in itertools.count():
-                store = stores.enter_context(new_store(ensemble.url))
+                store = stores.enter_context(new_store(ensemble.url, request_timeout=1))
                 candidate = Candidate(store, f"{key}-{number}", "a", ttl=10)
                 term = candidate.campaign(timeout=10)
                 port = port_of(store, 10)
@@ -275,7 +275,10 @@ class TestEnsemble:
                     break
             # It goes on answering pings for as long as that.
             ensemble.cut(followers[port])
-            before = term.valid_until
+            before, cut_at = term.valid_until, CLOCK.now()
+            # Its keys are on a connection of their own, to the same server.
+            wait_until(lambda: answers(store), 15, "a write by another server")
+            assert CLOCK.now() - cut_at < 5, "it stayed for as long as the server answered pings"
             wait_until(lambda: term.valid_until > before + 2, 15, "renewals by another server")
             assert term.is_valid()
             assert port_of(store, 10) != port

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError
 
 from leadership import Candidate, Store, aio
+from leadership.backend import Address, Context
+from leadership.backends._zookeeper_contender import ZooKeeperContender
 from leadership.backends.zookeeper import ZooKeeperBackend
+from leadership.events import Event
+from leadership.lease import Claim
 
 from .candidate_process import CandidateProcess
 from .servers.zookeeper import ZooKeeperClient
@@ -68,3 +74,32 @@ def two_processes(
         with CandidateProcess(other_url or url, key, "other", ttl) as other:
             wait_until(lambda: len(entries(client, key)) == 2, 20, "the second entry")
             yield leader, other
+
+
+@asynccontextmanager
+async def opened(
+    server: ZooKeeperClient, emit: Callable[[Event], None] = lambda event: None, **options: Any
+) -> AsyncIterator[ZooKeeperBackend]:
+    """A backend by itself, on the running loop."""
+    backend = ZooKeeperBackend(
+        Address("zookeeper", tuple(server.endpoints), "", options),
+        Context(emit=emit, request_timeout=3.0),
+    )
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+def contender(backend: ZooKeeperBackend, key: str, ttl: float = 30) -> Any:
+    """Any, because these tests look at what is inside."""
+    made = backend.contender(key, b"a", ttl, False)
+    assert isinstance(made, ZooKeeperContender)
+    return made
+
+
+async def win(part: ZooKeeperContender) -> tuple[Claim, list[str]]:
+    """The claim, and where the reasons of its loss will be told."""
+    lost: list[str] = []
+    async with asyncio.timeout(20):
+        return await part.campaign(lost.append), lost
