@@ -94,8 +94,8 @@ class TestTheEntry:
             part = contender(backend, key)
             await part._slot.session()
             campaign = asyncio.ensure_future(win(part))
-            while part._entering is None:
-                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert part._entering is not None, "the write is not under way"
             campaign.cancel()
             await async_wait_until(lambda: part._name, what="its end")
             first, lost = await win(part)
