@@ -133,6 +133,8 @@ class ZooKeeperContender(Contender):
         """Make our entry, unless an earlier attempt of unknown outcome already did."""
         if self._entering is None:
             self._entering = asyncio.ensure_future(self._make(session))
+            # Who asked may be gone before it ends: then nobody else takes its exception.
+            self._entering.add_done_callback(lambda made: made.cancelled() or made.exception())
         # Cancelling us must not leave a write under way whose outcome nobody
         # waits for: `leave` does.
         entering = self._entering
@@ -148,7 +150,6 @@ class ZooKeeperContender(Contender):
         if entering is not None:
             await asyncio.wait([entering])
             self._entering = None
-            entering.exception()
 
     async def _make(self, session: ZooKeeperSession) -> None:
         connection = session.connection

@@ -17,11 +17,12 @@ from leadership.backends._zookeeper_connection import Connection
 from leadership.backends._zookeeper_connection import opened as opened_connection
 from leadership.backends._zookeeper_session import ZooKeeperSession
 from leadership.clock import ManualClock
-from leadership.errors import StoreUnavailable
+from leadership.errors import HandleClosed, StoreUnavailable
 
+from .etcd_elections import CLOCK
 from .loops import on_a_loop
 from .servers.fault_proxy import FaultProxy, Mode
-from .servers.zookeeper import ZooKeeperClient
+from .servers.zookeeper import ZooKeeperClient, ZooKeeperServer
 from .waiting import async_wait_until
 from .zookeeper_elections import contender, entries, expire, opened, win
 
@@ -295,3 +296,34 @@ class TestTheConnection:
             assert not await asyncio.to_thread(kazoo._live.wait, 0.5)
             stop()
             await connection.close()
+
+    @on_a_loop
+    async def test_closing_while_a_session_is_opened_leaves_none_at_the_server(
+        self, zookeeper_server: ZooKeeperServer, key: str
+    ) -> None:
+        with FaultProxy(zookeeper_server.client_port) as relay:
+            relay.set(Mode.DELAY, 0.1)
+            for tenths in range(6):
+                server = ZooKeeperClient([relay.endpoint])
+                async with opened(server) as backend:
+                    campaign = asyncio.ensure_future(win(contender(backend, key)))
+                    await asyncio.wait([campaign], timeout=tenths / 10)
+                    campaign.cancel()
+                await asyncio.wait([campaign])
+        await async_wait_until(lambda: not zookeeper_server.sessions(), what="no session")
+
+    @on_a_loop
+    async def test_closing_while_no_server_answers_is_bounded(
+        self, zookeeper: ZooKeeperClient, key: str
+    ) -> None:
+        with FaultProxy(int(zookeeper.endpoints[0].rpartition(":")[2])) as relay:
+            relay.set(Mode.STALL)
+            async with opened(ZooKeeperClient([relay.endpoint])) as backend:
+                campaign = asyncio.ensure_future(win(contender(backend, key)))
+                await async_wait_until(lambda: relay.connections_accepted, what="a connection")
+                began = CLOCK.now()
+                await backend.close()
+                # Three seconds for the opening, two for the end.
+                assert CLOCK.now() - began < 10
+                with pytest.raises((StoreUnavailable, HandleClosed)):
+                    await campaign
