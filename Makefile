@@ -8,7 +8,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: install test test-long demo bench check clean
+.PHONY: install test long demo bench check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml
 test: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest $(PYTEST_ARGS)
 
-test-long: install
+long: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest -m long $(PYTEST_ARGS)
 
 demo: install

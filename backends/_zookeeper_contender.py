@@ -262,7 +262,8 @@ class ZooKeeperContender(Contender):
                 stat_of(path, connection.watches.fired), repeatable=True
             )
         except BaseException:
-            self._guarded = False
+            if name == self._name:
+                self._guarded = False
             raise
         if stat is None and name == self._name:
             self.entry_gone(DELETED)
@@ -270,10 +271,9 @@ class ZooKeeperContender(Contender):
     def _own_changed(self, session: ZooKeeperSession) -> None:
         self._guarded = False
         if self._name and self._told is None:
-            self._election.spawn(self._guard_anew(session))
+            self._election.spawn(self._guard_anew(session, self._name))
 
-    async def _guard_anew(self, session: ZooKeeperSession) -> None:
-        name = self._name
+    async def _guard_anew(self, session: ZooKeeperSession, name: str) -> None:
         while name == self._name and self._told is None and not self._guarded:
             try:
                 await session.connection.connected()

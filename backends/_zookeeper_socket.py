@@ -15,6 +15,7 @@ import select
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from kazoo.handlers.threading import SequentialThreadingHandler
@@ -97,6 +98,16 @@ class Handler(SequentialThreadingHandler):  # type: ignore[misc]
         self.wire: Wire | None = None
         self.heard_at = clock.now()
         """When any server last sent anything."""
+
+    def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run kazoo's loop in a thread, whose failure is the end of the session and no more."""
+
+        def run() -> None:
+            # kazoo has logged it, and says before its end that the session is lost.
+            with contextlib.suppress(Exception):
+                func(*args, **kwargs)
+
+        return super().spawn(run)
 
     def create_connection(
         self,

@@ -98,6 +98,7 @@ class TestZooKeeper(OnZooKeeper):
         self.url = zookeeper.url
 
 
+@pytest.mark.long
 class TestZooKeeperEnsemble(OnZooKeeper):
     __test__ = True
 

@@ -43,10 +43,15 @@ class Rivals:
         self._pool = pool
         self._stores = ExitStack()
 
-    def join(self, url: str, name: str) -> Candidate:
-        store = self._stores.enter_context(
+    def open(self, url: str) -> Store:
+        return self._stores.enter_context(
             new_store(url, hooks=[self.events.append], request_timeout=2)
         )
+
+    def join(self, url: str, name: str) -> Candidate:
+        return self.join_by(self.open(url), name)
+
+    def join_by(self, store: Store, name: str) -> Candidate:
         candidate = Candidate(store, self.key, name, ttl=self.ttl, retry=Retry(maximum=0.5))
         self.candidates.append(candidate)
         self._pool.submit(lambda: list(candidate.run_for_election()))
@@ -229,6 +234,7 @@ def answers(store: Store) -> bool:
     return True
 
 
+@pytest.mark.long
 class TestEnsemble:
     def test_the_loss_of_its_leader_and_a_follower_cut_from_it(
         self, cuttable_ensemble: ZooKeeperEnsemble, rivals: Rivals
@@ -283,7 +289,6 @@ class TestEnsemble:
             assert term.is_valid()
             assert port_of(store, 10) != port
 
-    @pytest.mark.long
     def test_a_server_that_only_answers_reads_does_not_count(
         self, key: str, read_only_ensemble: ZooKeeperEnsemble
     ) -> None:
