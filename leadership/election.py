@@ -180,6 +180,8 @@ class Candidacy:
                 if self._stopping:
                     if self.error is not None:
                         raise self.error
+                    # Whoever goes on after its loop may count on the key being free.
+                    await self.gone()
                     return None
                 self._wanted.set()
                 await self._next_change()
