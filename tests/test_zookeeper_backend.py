@@ -46,6 +46,11 @@ def client(zookeeper: ZooKeeperClient) -> Iterator[KazooClient]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def own_server(make_own_zookeeper: MakeZooKeeper) -> ZooKeeperServer:
+    return make_own_zookeeper()
+
+
 class TestNames:
     def test_an_entry_is_named_as_kazoos_or_curators(self) -> None:
         kazoo = NAMES["kazoo"].unique(0x1FF, 0xABC)
@@ -248,6 +253,11 @@ class TestOptions:
 
 
 class TestAccess:
+    @pytest.fixture
+    def zookeeper(self, own_server: ZooKeeperServer) -> ZooKeeperServer:
+        """Not that of all others, who could not read what is left here."""
+        return own_server
+
     def test_a_user_of_a_digest_keeps_others_out(
         self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
     ) -> None:
