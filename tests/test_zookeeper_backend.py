@@ -256,6 +256,8 @@ class TestAccess:
     @pytest.fixture
     def zookeeper(self, own_server: ZooKeeperServer) -> ZooKeeperServer:
         """Not that of all others, who could not read what is left here."""
+        with own_server.client() as operator:
+            operator.ensure_path("/test")
         return own_server
 
     def test_a_user_of_a_digest_keeps_others_out(

@@ -121,9 +121,11 @@ class TestSessions:
 
 
 class TestMany:
-    @pytest.mark.parametrize("number", [60, pytest.param(2000, marks=pytest.mark.long)])
+    @pytest.mark.parametrize(
+        ("number", "ttl"), [(60, 6), pytest.param(2000, 20, marks=pytest.mark.long)]
+    )
     def test_many_elections_share_one_session_its_renewals_and_its_threads(
-        self, own_server: ZooKeeperServer, key: str, number: int
+        self, own_server: ZooKeeperServer, key: str, number: int, ttl: int
     ) -> None:
         def cost(names: list[str]) -> tuple[int, int, int]:
             """Threads, sessions, and packets of ten renewals with these elections."""
@@ -137,7 +139,7 @@ class TestMany:
                         loop.call_soon_threadsafe(renewed.put_nowait, None)
 
                 async with aio.new_store(own_server.url, hooks=[hook]) as store:
-                    candidates = [aio.Candidate(store, name, "a", ttl=6) for name in names]
+                    candidates = [aio.Candidate(store, name, "a", ttl=ttl) for name in names]
                     await asyncio.gather(*(each.campaign(timeout=60) for each in candidates))
                     threads = threading.active_count()
                     sessions = own_server.count("zk_num_alive_connections")
