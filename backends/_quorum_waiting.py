@@ -82,8 +82,6 @@ class Queues:
         """What changed after the version that the sender heard, and the one that it hears now."""
         to_this_run = heartbeat.header.receiver_incarnation == self._mail.incarnation
         version = heartbeat.heard if to_this_run else 0
-        if version == self.version:
-            return version, ()
         changed: list[tuple[str, _Own]] = []
         for key, own in reversed(self._own.items()):
             if own.version <= version <= self.version:
@@ -143,7 +141,7 @@ class Queues:
         lately = now - 2 * self._timing.heartbeat
         for node, heard in self._heard.items():
             peer = self._mail.peer(node)
-            takes_part = peer.ready and peer.incarnation == heard.incarnation
-            if takes_part and peer.answered_at >= lately and node in self._mail.quorum.everyone:
+            takes_part = peer.ready and node in self._mail.quorum.everyone
+            if takes_part and peer.answered_at >= lately:
                 waiters += heard.waiters.get(key, ())
         return sorted(waiters, key=lambda waiter: (waiter.since, waiter.node))

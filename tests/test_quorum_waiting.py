@@ -40,12 +40,13 @@ class Quiet(World):
         arrives: decides whether a message is delivered.
     """
 
-    def __init__(self, nodes: int = 3, keys: int = 1) -> None:
+    def __init__(self, nodes: int = 3, keys: int = 1, seed: int = 0) -> None:
         drawn = draw(0)
         calm = {"durable": False, "loss": 0.0, "duplicates": 0.0, "replays": 0.0, "slow": 0.0}
         super().__init__(
             dataclasses.replace(
                 drawn,
+                seed=seed,
                 nodes=nodes,
                 keys=keys,
                 timing=dataclasses.replace(drawn.timing, lease_ceiling=1.0, backoff=0.15),
@@ -212,8 +213,8 @@ def test_who_was_named_by_one_that_it_gave_way_to_need_not_wait_its_turn() -> No
 
 @pytest.mark.parametrize("fate", ["dead", "cut off", "not heard"])
 def test_a_ticket_to_who_cannot_take_it_costs_at_most_what_the_plain_way_takes(fate: str) -> None:
-    for _ in range(5):
-        world = Quiet()
+    for seed in range(5):
+        world = Quiet(seed=seed)
         world.queue("n0", "n1", "n2")
         if fate == "dead":
             world.stop(world.machines["n1"])
@@ -241,6 +242,66 @@ def test_who_does_not_answer_is_not_chosen() -> None:
     world.resign(world.machines["n0"], "key0", None)
     assert world.until_led() == pytest.approx(1.5 * ROUND_TRIP, rel=0.01)
     assert world.leader() == "n2"
+
+
+def test_who_has_led_since_is_not_chosen_before_it_says_that_it_waits_again() -> None:
+    world = Quiet()
+    world.queue("n0", "n1", "n2")
+    for leader in ("n0", "n1", "n2"):
+        world.sent.clear()
+        world.resign(world.machines[leader], "key0", None)
+        if leader != "n2":
+            world.until_led()
+    world.run(world.now + ROUND_TRIP)
+    assert {ticket.successor for ticket in tickets(world)} == {""}
+
+
+def test_who_was_named_and_is_not_there_is_not_named_again() -> None:
+    world = Quiet()
+    world.queue("n0", "n1")
+    world.leave(world.machines["n1"], "key0")
+    world.run(world.now + 2)
+    told = world.node("n0").queues._heard["n1"].waiters
+    told["key0"] = (Waiter("n1", "a ghost", "", 0.0),)
+    named = []
+    for _ in range(2):
+        world.sent.clear()
+        world.resign(world.machines["n0"], "key0", None)
+        world.run(world.now + ROUND_TRIP)
+        world.enter(world.machines["n0"], "key0")
+        world.until_led()
+        named.append({ticket.successor for ticket in tickets(world)})
+    assert named == [{"n1"}, {""}]
+
+
+def test_others_leave_the_successor_time_to_come() -> None:
+    for seed in range(5):
+        world = Quiet(5, seed=seed)
+        world.queue("n0", "n1", "n2", "n3", "n4")
+        late: list[Message] = []
+
+        def hold(sender: str, to: str, message: Message, late: list[Message] = late) -> bool:
+            if to == "n1" and isinstance(message, Release) and not late:
+                late.append(message)
+                return False
+            return True
+
+        world.arrives = hold
+        world.resign(world.machines["n0"], "key0", None)
+        world.run(world.now + DELAY + world.plan.timing.backoff * 0.4)
+        world._receive(world.machines["n1"], late[0])
+        world.until_led()
+        assert world.leader() == "n1"
+
+
+def test_who_does_not_take_part_yet_is_not_chosen() -> None:
+    queues = Queues(mail("n1"), Timing())
+    queues.learn(answer(*own_with(1).news_for(heartbeat(0), 10.0)), 10.0)
+    peer = queues._mail.peer("n0")
+    peer.answered_at, peer.ready = 10.0, True
+    assert [each.since for each in queues.waiting("key0", 10.1)] == [1.0]
+    peer.ready = False
+    assert queues.waiting("key0", 10.1) == []
 
 
 def test_who_was_restarted_waits_no_more() -> None:
@@ -314,10 +375,10 @@ def test_an_answer_that_was_overtaken_changes_nothing() -> None:
 
 def test_keys_that_nobody_waits_for_any_more_are_forgotten_in_time() -> None:
     queues = own_with(5)
-    for number in range(30_000):
+    for number in range(20_500):
         queues.note(f"passing{number}", (Waiter("n0", "1", "", 0.0),))
         queues.note(f"passing{number}", ())
-    assert len(queues._own) < 20_100
+    assert len(queues._own) < 10_100
     assert len([own for own in queues._own.values() if own.waiters]) == 5
 
 
@@ -337,6 +398,11 @@ def test_messages_without_the_new_fields_are_understood() -> None:
             del plain[field]
         old = decoder.decode(encode(plain))
         assert all(not getattr(old, field) for field in fields)
+
+
+def tickets(world: Quiet) -> list[Ticket]:
+    """Of the releases that were sent."""
+    return [message.ticket for _, _, message in world.sent if isinstance(message, Release)]
 
 
 def mail(id: str) -> Mail:
