@@ -9,7 +9,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?= --numprocesses 3 --dist worksteal
 BENCH_ARGS ?=
 
-.PHONY: install test demo bench check clean
+.PHONY: install test long demo bench check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -29,11 +29,15 @@ $(INSTALLED): pyproject.toml
 test: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest $(PYTEST_ARGS)
 
+long: install
+	$(WITH_SERVERS) $(RUN)/python -m pytest -m long $(PYTEST_ARGS)
+
 demo: install
 	$(RUN)/leadership demo
 
 bench: install
 	$(WITH_SERVERS) $(RUN)/python -m bench.handover $(BENCH_ARGS)
+	$(RUN)/python -m bench.zookeeper_handover $(BENCH_ARGS)
 
 check: install
 	$(RUN)/ruff check

@@ -2,12 +2,13 @@
 
     python -m tests.candidate_process URL KEY ID TTL
 
-Orders, a line each: resign, stop, check. Every line out carries `at`, the
+Orders, a line each: resign, resign ID, check. Every line out carries `at`, the
 machine's CLOCK_BOOTTIME, which all processes share.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import signal
@@ -20,6 +21,7 @@ from typing import Any, Self
 
 from leadership import Candidate, new_store
 from leadership.clock import SystemClock
+from leadership.errors import NoSuccessor
 from leadership.events import Elected, Event, LeaseRenewed, Released, TermEnded
 from tests.waiting import wait_until
 
@@ -41,9 +43,12 @@ def _hook(event: Event) -> None:
 
 def _obey(candidate: Candidate) -> None:
     for line in sys.stdin:
-        order = line.strip()
+        order, _, to = line.strip().partition(" ")
         if order == "resign":
-            _say("resigned", led=candidate.resign())
+            try:
+                _say("resigned", led=candidate.resign(to or None))
+            except NoSuccessor:
+                _say("refused")
         elif order == "check":
             term = candidate.term
             _say("checked", leader=candidate.is_leader(), token=term.token if term else None)
@@ -97,10 +102,21 @@ class CandidateProcess:
                     f"{self.said[-10:]}"
                 ) from None
             assert line, f"{self.name} ended before it said {event} {fields}: {self.said[-10:]}"
-            said = json.loads(line)
-            self.said.append(said)
-            if said["event"] == event and all(said[name] == fields[name] for name in fields):
-                return dict(said)
+            if self._says(line, event, fields):
+                return self.said[-1]
+
+    def heard(self, event: str, **fields: Any) -> dict[str, Any] | None:
+        """As `wait`, but None where it has not said so yet."""
+        with contextlib.suppress(queue.Empty):
+            while line := self._lines.get_nowait():
+                if self._says(line, event, fields):
+                    return self.said[-1]
+        return None
+
+    def _says(self, line: str, event: str, fields: dict[str, Any]) -> bool:
+        said = json.loads(line)
+        self.said.append(said)
+        return said["event"] == event and all(said[name] == fields[name] for name in fields)
 
     def order(self, line: str) -> None:
         assert self.process.stdin is not None
