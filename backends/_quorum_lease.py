@@ -376,15 +376,12 @@ class QuorumLease:
         """
         quorum = self._mail.quorum
         if not self._storage.durable or self.id not in quorum.everyone or not self.ready:
-            raise NotSupported(
-                "the members are changed through a member that is ready and has a state_dir"
-            )
+            raise NotSupported("ask a member that is ready and has a state_dir")
         joining = joint_stage(quorum.stage, members).joining
-        # Who is removed and does not answer may be without: the nodes of its stage that
-        # it could still vote with are no majority, for a majority stores the next one.
-        gone = set(quorum.everyone) - set(joining) - self._mail.reached(now)
-        others = (member for member in quorum.everyone if member not in {self.id, *gone})
-        without = [member for member in others if not self._mail.peer(member).durable]
+        # Who is removed and is gone may be without: with a majority that stores the next
+        # stage, there is none left that it could vote with.
+        asked = (self._mail.reached(now) | set(joining)) & set(quorum.everyone)
+        without = sorted(m for m in asked - {self.id} if not self._mail.peer(m).durable)
         if without:
             raise NotSupported(
                 f"not known to have a state_dir: {', '.join(without)}; a cluster without is "
@@ -394,7 +391,7 @@ class QuorumLease:
         return self._finish(now)
 
     def stop_changing_members(self) -> None:
-        """Propose the change no more. It comes about all the same where it was accepted."""
+        """Propose it no more; what was accepted may still come about."""
         self._decision.give_up()
 
     def persisted(self, number: int, succeeded: bool, now: float) -> list[Effect]:
