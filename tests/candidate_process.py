@@ -14,13 +14,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from leadership import Candidate, new_store
 from leadership.clock import SystemClock
-from leadership.events import Elected, Event, LeaseRenewed, Released, TermEnded
+from leadership.events import Elected, Event, LeaseRenewed, PeerReady, Released, TermEnded
 from tests.waiting import wait_until
 
 _CLOCK = SystemClock()
@@ -37,6 +38,8 @@ def _hook(event: Event) -> None:
         _say(type(event).__name__.lower(), token=event.token, when=event.at, reason=reason)
     elif isinstance(event, LeaseRenewed):
         _say("renewed", valid_until=event.valid_until)
+    elif isinstance(event, PeerReady):
+        _say("ready")
 
 
 def _obey(candidate: Candidate) -> None:
@@ -65,10 +68,13 @@ def main() -> None:
 class CandidateProcess:
     """The same, seen from the test: `wait(event)` for what it says, `order(line)` what it does."""
 
-    def __init__(self, url: str, key: str, name: str, ttl: float) -> None:
+    def __init__(
+        self, url: str, key: str, name: str, ttl: float, prefix: Sequence[str] = ()
+    ) -> None:
         self.name = name
+        program = [sys.executable, "-m", "tests.candidate_process"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.candidate_process", url, key, name, str(ttl)],
+            [*prefix, *program, url, key, name, str(ttl)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -97,6 +103,20 @@ class CandidateProcess:
                     f"{self.said[-10:]}"
                 ) from None
             assert line, f"{self.name} ended before it said {event} {fields}: {self.said[-10:]}"
+            said = json.loads(line)
+            self.said.append(said)
+            if said["event"] == event and all(said[name] == fields[name] for name in fields):
+                return dict(said)
+
+    def look(self, event: str, **fields: Any) -> dict[str, Any] | None:
+        """The next line with this event and these fields, if it has been said already."""
+        while True:
+            try:
+                line = self._lines.get_nowait()
+            except queue.Empty:
+                return None
+            if not line:
+                return None
             said = json.loads(line)
             self.said.append(said)
             if said["event"] == event and all(said[name] == fields[name] for name in fields):
