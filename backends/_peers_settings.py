@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,8 @@ from ..registry import nearest
 from ._peers_http import Limits, is_loopback, split_address
 from ._quorum_timing import Timing
 
-_BODY = 2 << 20
+_BODY = 16 << 20
+"""Bytes; read of members only, and enough for ten thousand keys with the longest values."""
 VALUE = 1024
 """Bytes of a leader's value: each heartbeat after a restart carries them all."""
 
@@ -61,7 +62,7 @@ class Settings:
     listen: str
     cluster: str
     timing: Timing
-    secrets: tuple[bytes, ...]
+    secrets: tuple[bytes, ...] = field(repr=False)
     state_dir: str | None
     bootstrap: bool
     observer: bool

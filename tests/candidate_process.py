@@ -21,7 +21,15 @@ from typing import Any, Self
 
 from leadership import Candidate, new_store
 from leadership.clock import SystemClock
-from leadership.events import Elected, Event, LeaseRenewed, PeerReady, Released, TermEnded
+from leadership.events import (
+    Elected,
+    Event,
+    LeaseRenewed,
+    PeerReady,
+    PeerRefused,
+    Released,
+    TermEnded,
+)
 from tests.waiting import wait_until
 
 _CLOCK = SystemClock()
@@ -40,6 +48,8 @@ def _hook(event: Event) -> None:
         _say("renewed", valid_until=event.valid_until)
     elif isinstance(event, PeerReady):
         _say("ready")
+    elif isinstance(event, PeerRefused):
+        _say("refused", sender=event.sender, reason=event.reason)
 
 
 def _obey(candidate: Candidate) -> None:

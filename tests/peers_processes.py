@@ -38,12 +38,18 @@ class Candidates:
         size: how many there are.
         network: each runs on a machine of its own there; None: all on this one.
         states: where each node has its state; None: they have none.
+        ttl: seconds.
     """
 
     def __init__(
-        self, size: int, network: Network | None = None, states: Path | None = None
+        self,
+        size: int,
+        network: Network | None = None,
+        states: Path | None = None,
+        ttl: float = TTL,
     ) -> None:
-        self.cluster = PeersCluster(size)
+        self.cluster = PeersCluster(size, ttl_ceiling=ttl)
+        self._ttl = ttl
         self._network = network
         self._states = states
         if network is not None:
@@ -62,7 +68,7 @@ class Candidates:
         if self._states is not None:
             url += f"&state_dir={self._states / str(number)}"
         prefix = () if self._network is None else self._network.command(number)
-        return CandidateProcess(url, KEY, str(number), TTL, prefix)
+        return CandidateProcess(url, KEY, str(number), self._ttl, prefix)
 
     def won(self, timeout: float = 30) -> Won:
         """The next word of a leader that nobody has read yet."""
@@ -99,10 +105,10 @@ class Candidates:
 
 @contextlib.contextmanager
 def candidates(
-    size: int, network: Network | None = None, states: Path | None = None
+    size: int, network: Network | None = None, states: Path | None = None, ttl: float = TTL
 ) -> Iterator[Candidates]:
     """So many, which take part, and end with the block."""
-    several = Candidates(size, network, states)
+    several = Candidates(size, network, states, ttl)
     try:
         several.start()
         yield several

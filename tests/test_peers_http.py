@@ -30,7 +30,7 @@ LIMITS = Limits(body=1000, connections=4, slowest=0.5)
 
 
 async def echo(asked: Asked) -> Answer:
-    return Answer(200, asked.body, {"X-Path": asked.path, "X-Query": asked.query})
+    return Answer(200, await asked.read(), {"X-Path": asked.path, "X-Query": asked.query})
 
 
 @contextlib.asynccontextmanager
