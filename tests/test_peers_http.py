@@ -35,9 +35,10 @@ async def echo(asked: Asked) -> Answer:
 
 @contextlib.asynccontextmanager
 async def serving(
-    handler: Handler = echo, limits: Limits = LIMITS
+    handler: Handler = echo, limits: Limits = LIMITS, told: list[str] | None = None
 ) -> AsyncIterator[tuple[Server, str]]:
-    server = Server(handler, SystemClock(), limits)
+    heard = [] if told is None else told
+    server = Server(handler, SystemClock(), limits, None, lambda of, why: heard.append(why))
     address = f"127.0.0.1:{free_port()}"
     await server.start(address)
     try:
@@ -235,3 +236,38 @@ def test_addresses_are_taken_apart() -> None:
     assert [is_loopback(h) for h in ("localhost", "127.0.0.9", "::1", "0.0.0.0", "h")] == [
         True, True, True, False, False,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"\x16\x03\x01\x02\x00garbage\r\n\r\n", "it is no HTTP request"),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 3000 + b"\r\n\r\n", "its head is too long"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n", "its body is too long"),
+        (b"POST / HTTP/1.1\r\nX-A:", "it sent no whole request in time"),
+    ],
+    ids=["garbage", "head", "body", "slow"],
+)
+@on_a_loop
+async def test_whatever_is_refused_is_told(sent: bytes, reason: str) -> None:
+    told: list[str] = []
+    async with serving(told=told) as (_, address):
+        reader, writer = await raw(address)
+        writer.write(sent)
+        assert await is_closed_by_the_server(reader)
+        writer.close()
+    assert told == [reason]
+
+
+@on_a_loop
+async def test_all_bodies_together_are_bounded() -> None:
+    limits = Limits(body=1000, bodies=1500, slowest=5)
+    told: list[str] = []
+    async with serving(limits=limits, told=told) as (_, address):
+        several = [await raw(address) for _ in range(3)]
+        for _, writer in several:
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + bytes(900))
+        await async_wait_until(lambda: told, what="one too many")
+        for _, writer in several:
+            writer.transport.abort()
+    assert told[0] == "its body is too long"
