@@ -163,6 +163,7 @@ class QuorumLease:
         self._candidacies: dict[str, Candidacy] = {}
         self._timers: list[tuple[float, str]] = []
         self._scheduled: dict[str, float] = {}
+        self._keys_limit = keys_limit
         self._forget_after = max(forget_after, timing.silence(None))
         self._forget_at = now + self._forget_after
         self._told_members_at: dict[str, float] = {}
@@ -283,6 +284,7 @@ class QuorumLease:
             self._mail.clear_doubts(now)
         if now >= self._forget_at:
             self._acceptor.forget_idle(now - self._forget_after, now)
+            self.leaders.forget_gone(self._keys_limit)
             self._forget_at = now + self._forget_after
         return self._finish(now)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from leadership.backends._peers_post import MESSAGES, Post
 from leadership.backends._peers_seal import Node, Seals
 from leadership.backends._peers_settings import settings_of
 from leadership.backends._quorum_effects import Ignored, Lost, Persist, StoredState
+from leadership.backends._quorum_lease import QuorumLease
 from leadership.backends._quorum_messages import Header, Members, Message, PreVote
+from leadership.backends._quorum_timing import Timing
 from leadership.clock import SystemClock
 from leadership.errors import ConfigurationError
 from leadership.events import Event, PeerRefused
@@ -55,9 +58,9 @@ async def running(**options: object) -> AsyncIterator[Running]:
     node = Running(**options)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, told: node.failures.append(told["exception"]))
-    await node.driver.start()
-    await async_wait_until(lambda: node.driver.node.ready, what="the node to take part")
     try:
+        await node.driver.start()
+        await async_wait_until(lambda: node.driver.node.ready, what="the node to take part")
         yield node
     finally:
         await node.driver.close()
@@ -229,3 +232,30 @@ async def calling() -> AsyncIterator[Client]:
         yield client
     finally:
         await client.close()
+
+
+def test_keys_that_nobody_leads_any_more_are_forgotten() -> None:
+    node = QuorumLease(
+        id="a:1",
+        incarnation="1",
+        members=["a:1"],
+        cluster="c1",
+        timing=Timing(),
+        random=random.Random(7),
+        wall_clock=lambda: 0,
+        now=0.0,
+        bootstrap=True,
+        keys_limit=10,
+        forget_after=60,
+    )
+    now = 0.0
+    for number in range(100):
+        node.campaign(f"job/{number}", "1", b"", 1.0, now)
+        while node.valid_until(f"job/{number}", "1") < now:
+            now += 0.1
+            node.tick(now)
+        node.withdraw(f"job/{number}", "1", now)
+        now += 10
+        node.tick(now)
+    node.tick(now + 60)
+    assert len(node.leaders.changed_since(0)) <= 10
