@@ -8,7 +8,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: install test demo bench check clean
+.PHONY: install test demo bench bench-peers check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -33,6 +33,13 @@ demo: install
 
 bench: install
 	$(WITH_SERVERS) $(RUN)/python -m bench.handover $(BENCH_ARGS)
+
+# The cuts need root on Linux; half an hour on an idle machine.
+bench-peers: install
+	$(RUN)/python -m bench.peers_failover
+	$(RUN)/python -m bench.peers_keys
+	$(RUN)/python -m bench.peers_attacks
+	$(RUN)/python -m bench.peers_faults
 
 check: install
 	$(RUN)/ruff check

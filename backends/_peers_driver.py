@@ -169,7 +169,8 @@ class Driver:
             now=self._clock.now(),
             durable=self._state is not None,
             stored=stored,
-            bootstrap=settings.bootstrap,
+            # What it stored shows that it ran before, whatever the address still says.
+            bootstrap=settings.bootstrap and stored is None,
         )
         await self._server.start(settings.listen)
         await self._ask_whether_alone()

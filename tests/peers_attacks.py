@@ -242,6 +242,21 @@ async def waiting_for_ever(target: Target, seconds: float) -> None:
     await asyncio.gather(*(_send(target, each, wait=seconds) for each in asked))
 
 
+async def pipelined(target: Target, seconds: float) -> None:
+    """Behind a question that takes long, more requests than can be answered."""
+    many = _get("/") * 2000
+    told = await _send(target, _get("/leadership/leader?key=service/leader"), wait=2)
+    status = msgspec.json.decode(told.partition(b"\r\n\r\n")[2])
+    long = _get(f"/leadership/leader?key=service/leader&tag={status['tag']}&wait=30")
+
+    async def one() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await _send(target, long, *[many] * 1000)
+
+    await asyncio.gather(*(one() for _ in range(20)))
+
+
 ATTACKS: dict[str, Attack] = {
     attack.__name__.replace("_", " "): attack
     for attack in (
@@ -255,5 +270,6 @@ ATTACKS: dict[str, Attack] = {
         slow_loris,
         opened_and_left,
         waiting_for_ever,
+        pipelined,
     )
 }

@@ -130,6 +130,15 @@ async def test_a_write_that_fails_in_any_way_is_no_vote_and_no_wait(tmp_path: Pa
 
 
 @on_a_loop
+async def test_a_node_that_ran_before_is_silent_whatever_its_address_says(tmp_path: Path) -> None:
+    async with running(state_dir=str(tmp_path)) as node:
+        pass
+    began = CLOCK.now()
+    async with running(state_dir=str(tmp_path)):
+        assert CLOCK.now() - began >= node.settings.timing.silence(None)
+
+
+@on_a_loop
 async def test_a_state_of_another_version_is_told_as_such(tmp_path: Path) -> None:
     async with running(state_dir=str(tmp_path)) as node:
         node.driver._state.write({"state": {"highest_term": "many"}})  # type: ignore[union-attr]
