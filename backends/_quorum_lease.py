@@ -535,9 +535,12 @@ class QuorumLease:
             ReleaseAnswer(self._mail.reply_header(message.header), ticket.key, ticket.term)
         )
         candidacy = self._candidacies.get(ticket.key)
-        if freed and candidacy is not None:
+        if candidacy is not None:
             named = self._names(ticket, self.id, self.incarnation)
-            if not (named and candidacy.take_over(ticket, now)):
+            if not freed:
+                # This node had promised nothing, but it may have been refused by who had.
+                candidacy.promise_returned(now)
+            elif not (named and candidacy.take_over(ticket, now)):
                 candidacy.released(ticket, now)
             self._schedule(candidacy)
 

@@ -265,7 +265,7 @@ class TestNodes:
                     assert post(cluster.addresses[0], body, sealed) == 403
                 assert post(cluster.addresses[0], b"\x00garbage", {}) == 403
             # Refused while it is still being sent, which the sender may see as a reset.
-            assert post(cluster.addresses[0], bytes(3 << 20), {}) in (413, None)
+            assert post(cluster.addresses[0], bytes(3 << 20), {}) in (403, None)
             assert term.is_valid()
             assert not term.wait_lost(1)
         told = [event.reason for event in events if isinstance(event, PeerRefused)]
