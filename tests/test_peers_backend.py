@@ -200,7 +200,7 @@ class TestNodes:
             return count
 
         one = while_leading(1)
-        assert while_leading(1000) <= one + 5
+        assert while_leading(1000) <= 2 * one
         for store in stores:
             store.close()
 
