@@ -167,6 +167,7 @@ class QuorumLease:
         self._candidacies: dict[str, Candidacy] = {}
         self._timers: list[tuple[float, str]] = []
         self._scheduled: dict[str, float] = {}
+        self._keys_limit = keys_limit
         self._forget_after = max(forget_after, timing.silence(None))
         self._forget_at = now + self._forget_after
         self._told_members_at: dict[str, float] = {}
@@ -287,6 +288,7 @@ class QuorumLease:
             self._mail.clear_doubts(now)
         if now >= self._forget_at:
             self._acceptor.forget_idle(now - self._forget_after, now)
+            self.leaders.forget_gone(self._keys_limit)
             self._forget_at = now + self._forget_after
         return self._finish(now)
 
@@ -549,9 +551,12 @@ class QuorumLease:
             ReleaseAnswer(self._mail.reply_header(message.header), ticket.key, ticket.term)
         )
         candidacy = self._candidacies.get(ticket.key)
-        if freed and candidacy is not None:
+        if candidacy is not None:
             named = self._names(ticket, self.id, self.incarnation)
-            if not (named and candidacy.take_over(ticket, message.contender, now)):
+            if not freed:
+                # This node had promised nothing, but it may have been refused by who had.
+                candidacy.promise_returned(now)
+            elif not (named and candidacy.take_over(ticket, message.contender, now)):
                 candidacy.released(ticket, now)
             self._schedule(candidacy)
 
