@@ -9,7 +9,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?= --numprocesses 3 --dist worksteal
 BENCH_ARGS ?=
 
-.PHONY: install test long demo bench check clean
+.PHONY: install test long demo bench bench-peers check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -38,6 +38,13 @@ demo: install
 bench: install
 	$(WITH_SERVERS) $(RUN)/python -m bench.handover $(BENCH_ARGS)
 	$(RUN)/python -m bench.zookeeper_handover $(BENCH_ARGS)
+
+# The cuts need root on Linux; half an hour on an idle machine.
+bench-peers: install
+	$(RUN)/python -m bench.peers_failover
+	$(RUN)/python -m bench.peers_keys
+	$(RUN)/python -m bench.peers_attacks
+	$(RUN)/python -m bench.peers_faults
 
 check: install
 	$(RUN)/ruff check

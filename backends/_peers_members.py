@@ -19,6 +19,7 @@ import msgspec
 from ..backend import Membership
 from ..errors import ConfigurationError, LeadershipError, NotSupported, StoreUnavailable
 from ._peers_http import Answer, Asked, split_address
+from ._peers_post import UNREADABLE
 from ._peers_seal import OtherIncarnation, Refused, Seals
 from ._peers_settings import Settings
 from ._quorum_effects import Effect
@@ -170,12 +171,19 @@ class MemberList:
         """Answer an operator."""
         try:
             try:
-                self._seals.open_request(asked.headers, MEMBERS, asked.body, frozenset({OPERATOR}))
+                sealed = self._seals.open_request(asked.headers, MEMBERS, frozenset({OPERATOR}))
             except OtherIncarnation:
+                # Or closing the connection could overtake the answer.
+                await asked.read()
                 return self._sealed(asked, b"", 409)
-            question = _question.decode(asked.body)
-        except (Refused, msgspec.DecodeError, UnicodeDecodeError) as error:
+            body = await asked.read()
+            sealed.check(body)
+            question = _question.decode(body)
+        except Refused as error:
             self._complain(asked.came_from, str(error))
+            return Answer(403)
+        except UNREADABLE:
+            self._complain(asked.came_from, "it cannot be read")
             return Answer(403)
         return self._sealed(asked, _encode(await self._answered(question)), 200)
 

@@ -14,6 +14,7 @@ from ._peers_driver import LEADER, LeaderAnswer
 from ._peers_http import Client, split_address
 from ._peers_members import MembersTold
 from ._peers_operator import Operator
+from ._peers_post import UNREADABLE
 from ._peers_settings import Settings
 
 _POLL = 1.0
@@ -54,7 +55,7 @@ class Observer:
                 if told.known and (told.value is None or told.term >= above):
                     return told
                 failures.append(f"{address} does not know")
-            except (StoreUnavailable, msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (StoreUnavailable, *UNREADABLE) as error:
                 failures.append(str(error))
             # Another one is asked first from now on.
             self._members.remove(address)

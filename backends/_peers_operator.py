@@ -21,6 +21,7 @@ from ._peers_members import (
     check,
     not_in_time,
 )
+from ._peers_post import UNREADABLE
 from ._peers_seal import Node, Refused, Seals
 from ._peers_settings import Settings
 from ._quorum_members import progress
@@ -66,7 +67,7 @@ class Operator:
                 )
                 if answer.status == 200:
                     return _told.decode(answer.body)
-            except (Refused, msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (Refused, *UNREADABLE) as error:
                 raise AccessDenied(f"the answer of {address} is not believed: {error}") from error
             # It was asked as an earlier process, or as none: now we know which one it is.
         raise StoreUnavailable(f"{address} is being restarted")

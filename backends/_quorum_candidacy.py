@@ -454,6 +454,11 @@ class Candidacy:
         self._failures = 0
         self._attempt_at = now + reserved + self._delay()
 
+    def promise_returned(self, now: float) -> None:
+        """Another node may be free of a promise that this one waits for the end of."""
+        if self.phase is Phase.WAITING:
+            self._attempt_at = min(self._attempt_at, now + self._delay())
+
     def another_leads(self, term: int) -> None:
         """Those who gave way have let another lead."""
         for uid in [uid for uid, (_, before) in self._gave_way.items() if before < term]:

@@ -167,6 +167,7 @@ class QuorumLease:
         self._candidacies: dict[str, Candidacy] = {}
         self._timers: list[tuple[float, str]] = []
         self._scheduled: dict[str, float] = {}
+        self._keys_limit = keys_limit
         self._forget_after = max(forget_after, timing.silence(None))
         self._forget_at = now + self._forget_after
         self._told_members_at: dict[str, float] = {}
@@ -291,6 +292,7 @@ class QuorumLease:
             self._mail.clear_doubts(now)
         if now >= self._forget_at:
             self._acceptor.forget_idle(now - self._forget_after, now)
+            self.leaders.forget_gone(self._keys_limit)
             self._forget_at = now + self._forget_after
         return self._finish(now)
 
@@ -378,11 +380,7 @@ class QuorumLease:
         if not self._storage.durable or self.id not in quorum.everyone or not self.ready:
             raise NotSupported("ask a member that is ready and has a state_dir")
         joining = joint_stage(quorum.stage, members).joining
-        # Who is removed and is gone may be without: with a majority that stores the next
-        # stage, there is none left that it could vote with.
-        asked = (self._mail.reached(now) | set(joining)) & set(quorum.everyone)
-        without = sorted(m for m in asked - {self.id} if not self._mail.peer(m).durable)
-        if without:
+        if without := self._mail.not_durable(joining, now):
             raise NotSupported(
                 f"not known to have a state_dir: {', '.join(without)}; a cluster without is "
                 "changed by stopping all its nodes and starting under a new cluster name"
@@ -558,9 +556,12 @@ class QuorumLease:
             ReleaseAnswer(self._mail.reply_header(message.header), ticket.key, ticket.term)
         )
         candidacy = self._candidacies.get(ticket.key)
-        if freed and candidacy is not None:
+        if candidacy is not None:
             named = self._names(ticket, self.id, self.incarnation)
-            if not (named and candidacy.take_over(ticket, message.contender, now)):
+            if not freed:
+                # This node had promised nothing, but it may have been refused by who had.
+                candidacy.promise_returned(now)
+            elif not (named and candidacy.take_over(ticket, message.contender, now)):
                 candidacy.released(ticket, now)
             self._schedule(candidacy)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ._quorum_effects import Effect, Send, TwoIncarnations
@@ -173,6 +174,13 @@ class Mail:
     def reaches_quorum(self, now: float) -> bool:
         """Whether a majority answered lately."""
         return self.quorum.is_quorum(self.reached(now))
+
+    def not_durable(self, joining: Collection[str], now: float) -> list[str]:
+        """Which members may not store the change to `joining`, and would have to."""
+        # Who is removed and is gone may be without: with a majority that stores the next
+        # stage, there is none left that it could vote with.
+        asked = (self.reached(now) | set(joining)) & set(self.quorum.everyone)
+        return sorted(node for node in asked - {self.id} if not self.peer(node).durable)
 
     def reached(self, now: float) -> set[str]:
         """Who answered lately, and this node."""

@@ -301,8 +301,9 @@ class PeersContender(Contender):
             lost(reason)
 
     def released(self) -> None:
-        self._entered = self._leading = False
+        # One that comes after all patience may find us in a later term already.
         if self._gone is not None and not self._gone.done():
+            self._entered = self._leading = False
             self._gone.set_result(None)
 
     # --- as leader, and after ---
@@ -360,8 +361,8 @@ class PeersContender(Contender):
         await self._clock.wait_for(
             asyncio.shield(self._gone), self._clock.now() + self._backend.context.request_timeout
         )
-        self._lease = None
-        self._leading = False
+        self._lease = self._gone = None
+        self._entered = self._leading = False
 
     async def close(self) -> None:
         driver = self._driver

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,15 @@ from typing import Any, Self
 from leadership import Candidate, new_store
 from leadership.clock import SystemClock
 from leadership.errors import NoSuccessor
-from leadership.events import Elected, Event, LeaseRenewed, Released, TermEnded
+from leadership.events import (
+    Elected,
+    Event,
+    LeaseRenewed,
+    PeerReady,
+    PeerRefused,
+    Released,
+    TermEnded,
+)
 from tests.waiting import wait_until
 
 _CLOCK = SystemClock()
@@ -39,6 +48,10 @@ def _hook(event: Event) -> None:
         _say(type(event).__name__.lower(), token=event.token, when=event.at, reason=reason)
     elif isinstance(event, LeaseRenewed):
         _say("renewed", valid_until=event.valid_until)
+    elif isinstance(event, PeerReady):
+        _say("ready")
+    elif isinstance(event, PeerRefused):
+        _say("refused", sender=event.sender, reason=event.reason)
 
 
 def _obey(candidate: Candidate) -> None:
@@ -70,10 +83,13 @@ def main() -> None:
 class CandidateProcess:
     """The same, seen from the test: `wait(event)` for what it says, `order(line)` what it does."""
 
-    def __init__(self, url: str, key: str, name: str, ttl: float) -> None:
+    def __init__(
+        self, url: str, key: str, name: str, ttl: float, prefix: Sequence[str] = ()
+    ) -> None:
         self.name = name
+        program = [sys.executable, "-m", "tests.candidate_process"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.candidate_process", url, key, name, str(ttl)],
+            [*prefix, *program, url, key, name, str(ttl)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
