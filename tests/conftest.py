@@ -8,6 +8,9 @@ from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
+from tests.servers import consul as consul_servers
+from tests.servers.consul import ConsulCluster, ConsulServer
+from tests.servers.consul_client import ConsulClient, ExternalConsul
 from tests.servers.etcd import EtcdCluster, EtcdServer, installed_version
 from tests.servers.etcd_client import EtcdClient, ExternalEtcd
 from tests.servers.programs import ServerMissingError
@@ -20,6 +23,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MakeEtcd = Callable[..., EtcdServer]
+MakeConsul = Callable[..., ConsulServer]
 
 _BUILT_IN = frozenset({"memory"})
 _BACKEND_OF_FIXTURE = {
@@ -28,6 +32,10 @@ _BACKEND_OF_FIXTURE = {
     "etcd_server": "etcd",
     "etcd_cluster": "etcd",
     "make_etcd": "etcd",
+    "consul": "consul",
+    "consul_server": "consul",
+    "consul_cluster": "consul",
+    "make_consul": "consul",
 }
 
 _versions: dict[str, str] = {}
@@ -82,6 +90,54 @@ def _require_native_etcd() -> None:
         # Only who chose a server elsewhere, on their own machine, is let off.
         if os.environ.get("LEADERSHIP_TEST_ETCD") and not os.environ.get("CI"):
             pytest.skip(f"needs an etcd of its own to kill: {error}")
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def consul() -> Iterator[ConsulClient]:
+    """One Consul for the whole run, whose sessions may live 1 s; keys of your own, please.
+
+    LEADERSHIP_TEST_CONSUL=host:port names a running one to use instead.
+    """
+    external = os.environ.get("LEADERSHIP_TEST_CONSUL")
+    if external:
+        outside = ExternalConsul(external)
+        _versions["consul"] = outside.version
+        yield outside
+    else:
+        _require_native_consul()
+        with ConsulServer() as server:
+            yield server
+
+
+@pytest.fixture
+def make_consul() -> Iterator[MakeConsul]:
+    """``make_consul(**options)`` starts a :class:`ConsulServer`; they stop with the test."""
+    _require_native_consul()
+    with contextlib.ExitStack() as servers:
+        yield lambda **options: servers.enter_context(ConsulServer(**options))
+
+
+@pytest.fixture
+def consul_server(make_consul: MakeConsul) -> ConsulServer:
+    """A Consul of the test's own, to kill, pause and restart."""
+    return make_consul()
+
+
+@pytest.fixture
+def consul_cluster() -> Iterator[ConsulCluster]:
+    """Three Consul servers of the test's own."""
+    _require_native_consul()
+    with ConsulCluster() as cluster:
+        yield cluster
+
+
+def _require_native_consul() -> None:
+    try:
+        _versions["consul"] = consul_servers.installed_version()
+    except ServerMissingError as error:
+        if os.environ.get("LEADERSHIP_TEST_CONSUL") and not os.environ.get("CI"):
+            pytest.skip(f"needs a Consul of its own to kill: {error}")
         pytest.fail(str(error), pytrace=False)
 
 
