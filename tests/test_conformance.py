@@ -16,6 +16,7 @@ from leadership.backend import Capability
 from leadership.backends.memory import MemoryBackend
 from leadership.testing import BackendConformance, Cuttable, FaultyBackend
 
+from .servers.consul_client import ConsulClient
 from .servers.etcd_client import EtcdClient
 from .servers.fault_proxy import FaultProxy, Mode
 
@@ -59,6 +60,31 @@ class TestEtcd(BackendConformance):
             proxy.set(Mode.PASS)
 
         return new_store(f"etcd://{proxy.endpoint}"), cut_off
+
+
+class TestConsul(BackendConformance):
+    ttl = 1.0
+
+    @pytest.fixture(autouse=True)
+    def _server(self, consul: ConsulClient) -> Iterator[None]:
+        self.server = consul
+        with contextlib.ExitStack() as self.proxies:
+            yield
+
+    def make_store(self) -> Store:
+        return new_store(self.server.url)
+
+    def make_cuttable_store(self) -> Cuttable:
+        host, _, port = self.server.endpoint.rpartition(":")
+        proxy = self.proxies.enter_context(FaultProxy(int(port), host))
+
+        @contextlib.contextmanager
+        def cut_off() -> Iterator[None]:
+            proxy.set(Mode.RESET)
+            yield
+            proxy.set(Mode.PASS)
+
+        return new_store(self.server.url_of(proxy.endpoint)), cut_off
 
 
 class PlainBackend(MemoryBackend):

@@ -35,7 +35,11 @@ class ConsulClient:
 
     @property
     def url(self) -> str:
-        return f"consul://{self.endpoint}?session_ttl_min={self.session_ttl_min}"
+        return self.url_of(self.endpoint)
+
+    def url_of(self, endpoint: str) -> str:
+        """The address of a store that reaches this Consul at ``endpoint``."""
+        return f"consul://{endpoint}?session_ttl_min={self.session_ttl_min}"
 
     def api(
         self,
