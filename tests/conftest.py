@@ -15,7 +15,7 @@ from tests.servers.etcd import EtcdCluster, EtcdServer, installed_version
 from tests.servers.etcd_client import EtcdClient, ExternalEtcd
 from tests.servers.programs import ServerMissingError
 
-pytest_plugins = ["pytester", "tests.etcd_elections"]
+pytest_plugins = ["pytester", "tests.etcd_elections", "tests.consul_elections"]
 
 # A shell's background job ignores SIGINT, and every program started from it would
 # too: with a handler here, they begin with the default.
@@ -36,6 +36,7 @@ _BACKEND_OF_FIXTURE = {
     "consul_server": "consul",
     "consul_cluster": "consul",
     "make_consul": "consul",
+    "consul_store": "consul",
 }
 
 _versions: dict[str, str] = {}
