@@ -89,26 +89,34 @@ class Refused:
         return speaks_of(self.errors, words)
 
 
+async def _send_once(
+    request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """aiohttp takes every PUT for repeatable, and sends it again where the connection is lost."""
+    try:
+        return await send(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        if request.method == "GET" or _is_of_tls(error):
+            raise
+        raise _Cut(str(error)) from error
+
+
 class _Client(aio.HTTPClient):  # type: ignore[misc]
     """py-consul's client, on connections of our own.
 
     Its own have no time-outs, too small a pool for blocking queries, and are
     made with arguments that aiohttp no longer wants.
-
-    Args:
-        keep: keep connections open for the next request.
     """
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, keep: bool) -> None:
-        scheme = "http" if tls is None else "https"
-        base.HTTPClient.__init__(self, host, port, scheme)
-        connector = aiohttp.TCPConnector(
-            limit=0, ssl=True if tls is None else tls, force_close=not keep
-        )
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+        base.HTTPClient.__init__(self, host, port, "http" if tls is None else "https")
         self._session = aiohttp.ClientSession(
-            connector=connector,
+            connector=aiohttp.TCPConnector(limit=0, ssl=True if tls is None else tls),
             timeout=aiohttp.ClientTimeout(total=None),
             cookie_jar=aiohttp.DummyCookieJar(),
+            middlewares=(_send_once,),
         )
 
 
@@ -118,18 +126,14 @@ class Link:
     def __init__(self, endpoint: str, tls: ssl.SSLContext | None) -> None:
         self.endpoint = endpoint
         host, _, port = endpoint.rpartition(":")
-        self.kept = _Client(host, int(port), tls, keep=True)
-        # A write on a connection that the agent has just closed would be sent
-        # again out of sight. What must not happen to uses a new one.
-        self.fresh = _Client(host, int(port), tls, keep=False)
+        self.client = _Client(host, int(port), tls)
         self.abandoned = False
         # When an agent that answers anything was last heard: slow is not dead.
         self.heard_at = float("-inf")
 
     async def close(self) -> None:
-        for client in (self.kept, self.fresh):
-            with contextlib.suppress(Exception):
-                await client.close()
+        with contextlib.suppress(Exception):
+            await self.client.close()
 
 
 class Agents:
@@ -240,7 +244,8 @@ class Agents:
         """
         limit = self.timeout if timeout is None else timeout
         deadline = self._clock.now() + limit
-        tries_left = len(self._endpoints)
+        # With one agent twice too: its connection may have died since it was last used.
+        tries_left = max(2, len(self._endpoints)) if repeatable else len(self._endpoints)
         while True:
             remaining = deadline - self._clock.now()
             share = remaining / tries_left if repeatable else remaining
@@ -248,8 +253,7 @@ class Agents:
             sent_at = self._clock.now()
             not_sent = False
             try:
-                client = link.kept if repeatable else link.fresh
-                return await self._send(link, client, method, path, parameters, body, share)
+                return await self._send(link, method, path, parameters, body, share)
             except _Cut as error:
                 failure = StoreUnavailable(f"Consul at {link.endpoint}: {error}")
                 not_sent = error.not_sent
@@ -275,7 +279,7 @@ class Agents:
         blocking = [*parameters, ("index", str(index)), ("wait", f"{round(wait * 1000)}ms")]
         try:
             return await self._send(
-                link, link.kept, "get", path, blocking, None, wait * 17 / 16 + self.timeout
+                link, "get", path, blocking, None, wait * 17 / 16 + self.timeout
             )
         except _Cut as error:
             self.abandon_if_silent(link, sent_at)
@@ -311,7 +315,6 @@ class Agents:
     async def _send(
         self,
         link: Link,
-        client: _Client,
         method: str,
         path: str,
         parameters: Parameters,
@@ -329,29 +332,29 @@ class Agents:
         }
         if body is not None:
             arguments["data"] = msgspec.json.encode(body)
-        request: Callable[..., Any] = getattr(client, method)
+        request: Callable[..., Any] = getattr(link.client, method)
         try:
             response = await request(lambda response: response, path, **arguments)
         except TimeoutError:
             raise _Cut(f"no answer within {timeout:.3g} s") from None
-        except (aiohttp.ClientSSLError, ssl.SSLError) as error:
-            raise AccessDenied(
-                f"Consul at {link.endpoint}: TLS failed: {error}; check ca, cert and key"
-            ) from None
-        except aiohttp.ClientConnectorError as error:
-            raise _Cut(str(error), not_sent=True) from None
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            if isinstance(error.__cause__, ssl.SSLError) or "SSL" in str(error):
+            if _is_of_tls(error):
                 raise AccessDenied(
                     f"Consul at {link.endpoint}: TLS failed: {error}; check ca, cert and key"
                 ) from None
             # RuntimeError: the connections were closed under it.
-            raise _Cut(str(error) or type(error).__name__) from None
+            not_sent = isinstance(error, aiohttp.ClientConnectorError)
+            raise _Cut(str(error) or type(error).__name__, not_sent=not_sent) from None
         link.heard_at = self._clock.now()
         if response.code in (200, 404, 409):
             index = response.headers.get("X-Consul-Index", "1")
             return Answer(response.code, response.body, max(1, int(index)))
         raise translate(response.code, response.body, link.endpoint)
+
+
+def _is_of_tls(error: BaseException) -> bool:
+    """Whether it was TLS that failed; a refusal of our certificate shows only after connecting."""
+    return isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)) or "[SSL" in str(error)
 
 
 class _Cut(Exception):

@@ -204,9 +204,10 @@ class ConsulContender(Contender):
         )
         if self._place is not None:
             operations.append(deleting(self._place.name))
-        # Until it is answered it may have been done, or may still be, long after.
+        # Until it is answered it may have been done, or may still be, long after. Not
+        # repeated out of sight: a try whose answer never came has to be remembered.
         self._unsure, unsure = True, self._unsure
-        done = await self._election.agents.transact(*operations)
+        done = await self._election.agents.transact(*operations, repeatable=False)
         self._unsure = unsure
         if not isinstance(done, Refused):
             self._held, self._place, self._handed = done[-1], None, False

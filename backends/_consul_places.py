@@ -88,6 +88,7 @@ class Places:
             done = await self._agents.transact(
                 _holding(name, await session.waiting(), Waiting(session.id, value)),
                 reading_tree(places_of(key)),
+                repeatable=False,
             )
         except AccessDenied:
             self._denied.add(key)

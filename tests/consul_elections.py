@@ -18,7 +18,7 @@ from leadership.events import Event
 from leadership.lease import Claim
 
 from .servers.consul_client import ConsulClient
-from .servers.consul_relay import Asked, ConsulRelay
+from .servers.consul_relay import ConsulRelay
 from .waiting import wait_until
 
 
@@ -65,25 +65,3 @@ async def win(part: ConsulContender) -> tuple[Claim, list[str]]:
     lost: list[str] = []
     async with asyncio.timeout(20):
         return await part.campaign(lost.append), lost
-
-
-class Late:
-    """Holds back the next transaction that is `wanted`: its sender gets no reply."""
-
-    def __init__(self, relay: ConsulRelay, wanted: Callable[[Asked], bool]) -> None:
-        self._relay = relay
-        self._wanted = wanted
-        self.held: Asked | None = None
-        relay.before = self._look
-
-    def _look(self, asked: Asked) -> None:
-        from .servers.consul_relay import LostReplyError
-
-        if self.held is None and self._wanted(asked):
-            self.held = asked
-            raise LostReplyError
-
-    def arrive(self) -> int:
-        """It is carried out now, however long ago it was sent; the status."""
-        assert self.held is not None
-        return self._relay.send(self.held).status

@@ -93,9 +93,10 @@ class TestOtherClients:
         command = f"touch {ran}; while [ ! -e {end} ]; do sleep 0.05; done"
         with consul.popen("lock", "-verbose", key, command) as theirs:
             wait_until(lambda: len(consul.sessions()) > 1, 10, "their session")
-            assert theirs.stdout is not None
+            said = theirs.stdout
+            assert said is not None
             # It says what it tries to do, and then waits in a blocking query.
-            wait_until(lambda: "acquisition" in (theirs.stdout.readline() or ""), 10, "its try")
+            wait_until(lambda: "acquisition" in (said.readline() or ""), 10, "its try")
             assert not ran.exists()
             candidate.resign()
             wait_until(ran.exists, 10, "their command")

@@ -17,7 +17,7 @@ from tests.servers.process import ServerProcess
 from tests.servers.programs import program
 from tests.waiting import wait_until
 
-ROOT_TOKEN = "5f0d1c3e-0000-4000-8000-root00000000".replace("root", "1007")
+ROOT_TOKEN = "5f0d1c3e-1007-4000-8000-000000000000"
 
 _READY_DEADLINE = 30.0
 
