@@ -8,7 +8,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: install test demo bench check clean
+.PHONY: install test test-slow demo bench check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -28,11 +28,16 @@ $(INSTALLED): pyproject.toml
 test: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest $(PYTEST_ARGS)
 
+# What needs minutes, because a server's default times cannot be made shorter.
+test-slow: install
+	$(WITH_SERVERS) $(RUN)/python -m pytest -m slow $(PYTEST_ARGS)
+
 demo: install
 	$(WITH_SERVERS) $(RUN)/python -m tests.servers.run etcd -- $(RUN)/leadership demo --store '{url}'
 
 bench: install
 	$(WITH_SERVERS) $(RUN)/python -m bench.handover $(BENCH_ARGS)
+	$(WITH_SERVERS) $(RUN)/python -m bench.consul_handover $(BENCH_ARGS)
 
 check: install
 	$(RUN)/ruff check

@@ -37,6 +37,7 @@ _BACKEND_OF_FIXTURE = {
     "consul_cluster": "consul",
     "make_consul": "consul",
     "consul_store": "consul",
+    "default_consul": "consul",
 }
 
 _versions: dict[str, str] = {}
@@ -109,6 +110,14 @@ def consul() -> Iterator[ConsulClient]:
         _require_native_consul()
         with ConsulServer() as server:
             yield server
+
+
+@pytest.fixture(scope="session")
+def default_consul() -> Iterator[ConsulServer]:
+    """One Consul with its default times for the whole run."""
+    _require_native_consul()
+    with ConsulServer(fast=False) as server:
+        yield server
 
 
 @pytest.fixture

@@ -87,6 +87,22 @@ class TestConsul(BackendConformance):
         return new_store(self.server.url_of(proxy.endpoint)), cut_off
 
 
+@pytest.mark.slow
+class TestConsulAsItComes(TestConsul):
+    """With the server's own settings, under which no session is shorter than 10 s."""
+
+    ttl = 10.0
+
+    @pytest.fixture(autouse=True)
+    def _server(self, default_consul: ConsulClient) -> Iterator[None]:
+        self.server = default_consul
+        with contextlib.ExitStack() as self.proxies:
+            yield
+
+    def make_store(self) -> Store:
+        return new_store(f"consul://{self.server.endpoint}")
+
+
 class PlainBackend(MemoryBackend):
     """A store that has nothing but keys."""
 

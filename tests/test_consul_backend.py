@@ -423,6 +423,29 @@ class TestTrouble:
 
 
 class TestContenders:
+    def test_an_entry_whose_removal_was_sent_does_not_lead_again(
+        self, consul: ConsulClient, consul_relay: ConsulRelay, key: str
+    ) -> None:
+        async def scenario() -> None:
+            def lose(asked: Asked) -> None:
+                if asked.does("delete", key):
+                    raise LostReplyError
+
+            async with opened(consul_relay.endpoint) as backend:
+                part = contender(backend, key)
+                first, _ = await win(part)
+                consul_relay.before = lose
+                with pytest.raises(StoreUnavailable):
+                    await part.leave()
+                consul_relay.before = lambda asked: None
+                again, _ = await win(part)
+                assert again.token > first.token
+                await part.leave()
+                await part.close()
+
+        asyncio.run(scenario())
+        assert consul.keys(key) == []
+
     async def scenario(self, consul: ConsulClient, key: str) -> None:
         async with opened(consul.endpoint) as one, opened(consul.endpoint) as two:
             first, second = contender(one, key), contender(two, key, b"b")

@@ -21,4 +21,18 @@ else
     echo "with_servers.sh: no etcd: this machine has neither apt, nor etcd, nor a running Docker" >&2
     exit 1
 fi
+
+if [ -n "${LEADERSHIP_TEST_CONSUL:-}" ]; then
+    :
+elif has apt-get && has dpkg-deb; then
+    "$here/install.sh" consul
+elif has consul; then
+    :
+elif has docker && docker info >/dev/null 2>&1; then
+    docker compose --project-directory "$here/../.." up -d --wait consul
+    export LEADERSHIP_TEST_CONSUL=127.0.0.1:8500
+else
+    echo "with_servers.sh: no consul: this machine has neither apt, nor consul, nor a running Docker" >&2
+    exit 1
+fi
 exec "$@"
