@@ -14,7 +14,14 @@ import pytest
 from leadership import Candidate, Store, new_store
 from leadership.backends._consul_requests import LOCK_FLAGS, duration_of, seconds_of
 from leadership.errors import ConfigurationError, KeyModified, StoreError, StoreUnavailable
-from leadership.events import Event, LeaseRenewed, StoreTrouble, TtlGranted
+from leadership.events import (
+    Elected,
+    Event,
+    LeaseRenewed,
+    Released,
+    StoreTrouble,
+    TtlGranted,
+)
 
 from .consul_elections import contender, opened, places, until_waiting, win
 from .etcd_elections import CLOCK, told
@@ -44,36 +51,30 @@ class TestHandingOver:
         consul: ConsulClient,
         consul_relay: ConsulRelay,
         relayed: Store,
-        consul_store: Store,
         key: str,
         pool: ThreadPoolExecutor,
     ) -> None:
-        first = Candidate(relayed, key, "a", ttl=30)
-        second = Candidate(consul_store, key, "b", ttl=30)
-        term = first.campaign(timeout=10)
-        self.until_witnessed(relayed, first)
-        waiting = pool.submit(second.campaign)
-        until_waiting(consul, key)
-        self.until_witnessed(relayed, first, 1)
-        created = consul.entry(key)["CreateIndex"]  # type: ignore[index]
-        consul_relay.asked.clear()
-        first.resign()
-        won = waiting.result(10)
-        (handed,) = writes(consul_relay)[:1]
-        assert handed.does("delete", key)
-        assert handed.does("lock", key)
-        assert won.token > term.token == created
-        assert places(consul, key) == []
-        # The second was handed it, and lets go of it for whoever comes first.
-        third = pool.submit(first.campaign)
-        until_waiting(consul, key)
-        before = consul.writes()
-        second.resign()
-        assert third.result(10).token > won.token
-        assert consul.writes() - before >= 2, "a release, and an acquisition"
-        first.stop()
+        with new_store(consul.url_of(consul_relay.endpoint)) as other:
+            leader = Candidate(relayed, key, "a", ttl=30)
+            waiter = Candidate(other, key, "b", ttl=30)
+            tokens = [leader.campaign(timeout=10).token]
+            for handed in (True, False, True):
+                self.until_witnessed(leader)
+                waiting = pool.submit(waiter.campaign)
+                until_waiting(consul, key)
+                self.until_witnessed(leader, 1)
+                consul_relay.asked.clear()
+                leader.resign()
+                tokens.append(waiting.result(10).token)
+                release = writes(consul_relay)[0]
+                assert release.does("delete", key)
+                assert release.does("lock", key) is handed
+                assert places(consul, key) == []
+                leader, waiter = waiter, leader
+            assert tokens == sorted(set(tokens))
+            leader.stop()
 
-    def until_witnessed(self, store: Store, candidate: Candidate, count: int = 0) -> None:
+    def until_witnessed(self, candidate: Candidate, count: int = 0) -> None:
         assert candidate._candidacy is not None
         part: Any = candidate._candidacy._contender
         wait_until(lambda: len(part._attendance._seen) == count, 10, "the leader's notice")
@@ -108,10 +109,10 @@ class TestHandingOver:
         ]
         leader = Candidate(consul_store, key, "a", ttl=1)
         leader.campaign(timeout=10)
-        self.until_witnessed(consul_store, leader)
+        self.until_witnessed(leader)
         dead = json.dumps({"session": sessions[0], "value": "", "refreshed": 0}).encode()
         consul.put(f"{key}.waiting/{sessions[0]}", dead, acquire=sessions[1])
-        self.until_witnessed(consul_store, leader, 1)
+        self.until_witnessed(leader, 1)
         with new_store(consul.url) as other:
             second = Candidate(other, key, "b", ttl=1)
             waiting = pool.submit(second.campaign)
@@ -127,32 +128,22 @@ class TestHandingOver:
             consul.destroy_session(session)
         assert consul.keys(key) == []
 
-    def test_another_client_that_waits_is_not_starved_by_who_resigns(
-        self, consul: ConsulClient, consul_store: Store, key: str, pool: ThreadPoolExecutor
+    def test_who_resigned_leaves_other_clients_the_time_to_try(
+        self, consul: ConsulClient, consul_store: Store, key: str, events: list[Event]
     ) -> None:
         session = consul.api("PUT", "session/create", {"LockDelay": "0s"})["ID"]
         candidate = Candidate(consul_store, key, "ours", ttl=10)
-
-        def acquire() -> bool:
-            # As other clients do: wait for a change, and try.
-            index = "1"
-            for _ in range(50):
-                consul.api("GET", f"kv/{key}", index=index, wait="2s")
-                if consul.put(key, b"theirs", acquire=session, flags=str(LOCK_FLAGS)):
-                    return True
-                index = str(consul.entry(key)["ModifyIndex"])  # type: ignore[index]
-            return False
-
         with candidate.run_for_election() as standings:
             assert [next(standings), next(standings)] == [False, True]
-            theirs = pool.submit(acquire)
             candidate.resign()
-            ours = pool.submit(lambda: [next(standings), next(standings)])
-            assert theirs.result(20) is True
-            assert not ours.done()
-            consul.put(key, b"theirs", release=session, flags=str(LOCK_FLAGS))
-            assert ours.result(10) == [False, True]
+            assert [next(standings), next(standings)] == [False, True]
+            released, elected = told(events, Released)[0], told(events, Elected)[1]
+            assert 0.4 < elected.at - released.at < 5
+            candidate.resign()
+            assert consul.put(key, b"theirs", acquire=session, flags=str(LOCK_FLAGS))
+            assert next(standings) is False
         consul.destroy_session(session)
+        consul.delete(key)
 
 
 class TestSessions:
@@ -306,6 +297,34 @@ class TestBlockingQueries:
             assert next(states).value == b"3"  # type: ignore[union-attr]
             consul.delete(key)
             assert next(states) is None
+
+    def test_a_store_that_was_restored_to_an_older_index_is_followed_from_there(
+        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed: Store, key: str
+    ) -> None:
+        ahead = 1000
+
+        def before(asked: Asked) -> None:
+            if "index" in asked.query:
+                asked.query["index"] = str(max(1, int(asked.query["index"]) - ahead))
+
+        def after(asked: Asked, answer: Told) -> Told:
+            if "X-Consul-Index" in answer.headers:
+                index = int(answer.headers["X-Consul-Index"]) + ahead
+                answer.headers["X-Consul-Index"] = str(index)
+            return answer
+
+        consul_relay.before, consul_relay.after = before, after
+        consul.put(key, b"1")
+        with relayed.watch(key) as states:
+            assert next(states).value == b"1"  # type: ignore[union-attr]
+            wait_until(
+                lambda: any("index" in asked.query for asked in consul_relay.asked), 10, "a query"
+            )
+            ahead = 0
+            for value in (b"2", b"3"):
+                consul.put(key, value)
+                assert next(states).value == value  # type: ignore[union-attr]
+        consul.delete(key)
 
     def test_an_index_that_goes_backwards_ends_no_term(
         self, consul_relay: ConsulRelay, relayed: Store, key: str

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from leadership import Candidate, Follower, Retry, Store, new_store
+from leadership.backends._consul_requests import LOCK_FLAGS
 from leadership.errors import LeadershipLost, StoreUnavailable
 from leadership.events import Event, LeaseRenewed
 
@@ -290,6 +291,26 @@ class TestLostReplies:
         with candidate.campaign(timeout=10) as term:
             assert term.wait_lost(0.3) is False
         keeper.stop()
+
+    @pytest.mark.parametrize("left_behind", [False, True])
+    def test_an_acquisition_that_arrives_while_another_leads_takes_nothing(
+        self,
+        consul: ConsulClient,
+        consul_relay: ConsulRelay,
+        store: Store,
+        consul_store: Store,
+        key: str,
+        left_behind: bool,
+    ) -> None:
+        if left_behind:
+            # As other clients leave it: the key stays, held by nobody.
+            consul.put(key, b"", flags=str(LOCK_FLAGS))
+        late = self.lose_request(consul_relay, "lock", key)
+        with pytest.raises(StoreUnavailable):
+            Candidate(store, key, "a", ttl=30, retry=None).campaign(timeout=10)
+        with Candidate(consul_store, key, "b", ttl=30).campaign(timeout=10) as term:
+            assert consul_relay.send(late[0]).status == 409
+            assert term.wait_lost(0.3) is False
 
     def test_a_release_that_arrives_late_takes_nothing_from_a_later_term(
         self, consul: ConsulClient, consul_relay: ConsulRelay, store: Store, key: str
