@@ -305,12 +305,16 @@ class TestLostReplies:
         if left_behind:
             # As other clients leave it: the key stays, held by nobody.
             consul.put(key, b"", flags=str(LOCK_FLAGS))
+        # Keeps the session alive, by which it could be acquired.
+        keeper = Candidate(store, f"{key}-keeper", "k", ttl=30)
+        keeper.campaign(timeout=10)
         late = self.lose_request(consul_relay, "lock", key)
         with pytest.raises(StoreUnavailable):
             Candidate(store, key, "a", ttl=30, retry=None).campaign(timeout=10)
         with Candidate(consul_store, key, "b", ttl=30).campaign(timeout=10) as term:
             assert consul_relay.send(late[0]).status == 409
             assert term.wait_lost(0.3) is False
+        keeper.stop()
 
     def test_a_release_that_arrives_late_takes_nothing_from_a_later_term(
         self, consul: ConsulClient, consul_relay: ConsulRelay, store: Store, key: str
