@@ -67,7 +67,7 @@ class Feed:
         self.wait = wait
         self._seen = seen
         self._latest: Snapshot | None = None
-        self._error: LeadershipError | None = None
+        self._error: Exception | None = None
         self._some = asyncio.Event()
 
     def take(self, snapshot: Snapshot, restarted: bool) -> bool:
@@ -79,7 +79,7 @@ class Feed:
         self._some.set()
         return True
 
-    def cut(self, error: LeadershipError) -> None:
+    def cut(self, error: Exception) -> None:
         self._error = error
         self._some.set()
 
@@ -148,11 +148,14 @@ class _Query:
                     if snapshot.index < self._index:
                         restarted = True
                         snapshot = await self._watches.read(self.target)
-            except LeadershipError as error:
+            except Exception as error:
+                # Of whatever kind: a query that ends would leave its followers deaf.
                 failures += 1
-                refused = not isinstance(error, StoreUnavailable)
+                known = isinstance(error, LeadershipError)
+                failure = error if known else StoreUnavailable(f"a query broke: {error!r}")
+                refused = not isinstance(failure, StoreUnavailable)
                 if refused or self._watches.agents.is_cut(failures):
-                    self._tell_cut(error)
+                    self._tell_cut(failure)
                 ceiling = min(_LONGEST_PAUSE, 0.1 * 2 ** min(failures - 1, 16))
                 await context.clock.sleep(context.random.uniform(ceiling / 2, ceiling))
                 continue
@@ -182,7 +185,7 @@ class _Query:
         finally:
             self._asking = None
 
-    def _tell_cut(self, error: LeadershipError) -> None:
+    def _tell_cut(self, error: Exception) -> None:
         for feed in list(self.feeds):
             feed.cut(error)
 

@@ -262,7 +262,7 @@ def test_of_two_hundred_who_wait_one_tries_when_the_leader_changes(
                 for n in range(200)
             ]
             await async_wait_until(are_waiting, 60, "all to wait")
-            for led in range(1, 11):
+            for led in range(1, 6):
                 before = consul_server.writes()
                 # It gives way, and at once waits again behind all the others.
                 order.put_nowait(None)
@@ -276,7 +276,7 @@ def test_of_two_hundred_who_wait_one_tries_when_the_leader_changes(
                 run.cancel()
             await asyncio.gather(*runs, return_exceptions=True)
         leaders = [event.id for event in told(events, Elected)]
-        assert len(set(leaders)) == 11, "each leads once before anybody leads twice"
+        assert len(set(leaders)) == 6, "each leads once before anybody leads twice"
         return counts
 
     counts = asyncio.run(scenario())
@@ -307,10 +307,8 @@ def test_who_waited_longest_leads_next(
             store.close()
 
 
-def test_a_hundred_keys_are_watched_by_few_connections(
-    consul_server: ConsulServer, key: str, pool: ThreadPoolExecutor
-) -> None:
-    with new_store(consul_server.url) as leading, new_store(consul_server.url) as following:
+def test_a_hundred_keys_are_watched_by_few_connections(consul: ConsulClient, key: str) -> None:
+    with new_store(consul.url) as leading, new_store(consul.url) as following:
         followers = [Follower(following, f"{key}/{n}/leader") for n in range(100)]
         loops = [follower.follow_election() for follower in followers]
         assert [next(loop) for loop in loops] == [None] * 100
@@ -323,21 +321,22 @@ def test_a_hundred_keys_are_watched_by_few_connections(
             loop.close()
 
 
-def test_a_ttl_below_what_the_agents_take_is_told(consul_server: ConsulServer, key: str) -> None:
+def test_a_ttl_below_what_the_agents_take_is_told(consul: ConsulClient, key: str) -> None:
     with pytest.raises(ConfigurationError, match="at least 10 s"):
-        with new_store(f"consul://{consul_server.endpoint}") as store:
+        with new_store(f"consul://{consul.endpoint}") as store:
             Candidate(store, key, "a", ttl=9)
-    with new_store(f"consul://{consul_server.endpoint}?session_ttl_min=0.1") as store:
+    with new_store(f"consul://{consul.endpoint}?session_ttl_min=0.1") as store:
         with pytest.raises(ConfigurationError, match="session_ttl_min"):
             Candidate(store, key, "a", ttl=0.5).campaign(timeout=10)
 
 
-def test_an_interpreter_that_ends_leaves_nothing(consul_server: ConsulServer, key: str) -> None:
+def test_an_interpreter_that_ends_leaves_nothing(consul: ConsulClient, key: str) -> None:
     program = f"""
 from leadership import Candidate, new_store
-store = new_store({consul_server.url!r})
+store = new_store({consul.url!r})
 Candidate(store, {key!r}, "a", ttl=30).campaign(timeout=10)
 """
+    before = set(consul.sessions())
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
-    assert consul_server.keys() == []
-    assert consul_server.sessions() == {}
+    assert consul.keys(key) == []
+    assert set(consul.sessions()) <= before

@@ -72,7 +72,7 @@ class TestRestarts:
         self, consul_server: ConsulServer, key: str, events: list[Event]
     ) -> None:
         with new_store(consul_server.url, hooks=[events.append]) as store:
-            with Candidate(store, key, "a", ttl=15).campaign(timeout=10) as term:
+            with Candidate(store, key, "a", ttl=8).campaign(timeout=10) as term:
                 consul_server.kill()
                 consul_server.start_again()
                 before = len(told(events, LeaseRenewed))
@@ -172,10 +172,10 @@ class TestCuts:
         self, consul: ConsulClient, relay: FaultProxy, key: str, mode: str
     ) -> None:
         with new_store(consul.url_of(f"{relay.endpoint},{consul.endpoint}")) as store:
-            with Candidate(store, key, "a", ttl=3).campaign(timeout=10) as term:
+            with Candidate(store, key, "a", ttl=2).campaign(timeout=10) as term:
                 relay.set(mode)
                 first = term.valid_until
-                assert term.wait_lost(4) is False, "lost although one agent lives"
+                assert term.wait_lost(2.5) is False, "lost although one agent lives"
                 assert term.valid_until > first
                 store.put(f"{key}-x", "1")
                 consul.delete(key)
