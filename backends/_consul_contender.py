@@ -125,7 +125,9 @@ class ConsulContender(Contender):
                         won = await self._prove(session, feed)
                         if won is not None:
                             return won
-                    elif entry is not None and entry.session is not None:
+                        seen = await self._election.watches.read(self._target)
+                        continue
+                    if entry is not None and entry.session is not None:
                         self._held = None
                         # Whoever waits now has seen another's term.
                         self._yield_until = -math.inf
@@ -158,9 +160,21 @@ class ConsulContender(Contender):
             self._held, self._place = entry, None
             if session.lease.is_valid():
                 return entry
-            # Only our next renewal makes us leader.
-            await session.confirmed.wait()
+            await self._until_confirmed(session, feed)
         return None
+
+    async def _until_confirmed(self, session: ConsulSession, feed: Feed) -> None:
+        """The session may have lapsed: only its next renewal makes us leader."""
+        waits = [
+            asyncio.ensure_future(session.confirmed.wait()),
+            asyncio.ensure_future(feed.some()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+        feed.latest()
 
     async def _turn(self, session: ConsulSession, free_since: float) -> float:
         """When to try to take the free key: those who waited longer go first."""
@@ -234,6 +248,10 @@ class ConsulContender(Contender):
                 return seen
             if self._place is not None:
                 self._place = await self._election.places.refresh(session, self._place)
+                if self._place is None:
+                    # By a hand-over to us, or by somebody: who leaves now has to look, too.
+                    self._unsure = True
+                    return await self._election.watches.read(self._target)
 
     # --- while it leads ---
 

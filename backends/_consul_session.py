@@ -166,7 +166,7 @@ class ConsulSession(Session):
                 create_session(
                     self._agents,
                     self.ttl,
-                    self._options,
+                    SessionOptions(0.0, self._options.node_health),
                     name="leadership: who waits",
                     deletes=True,
                 )

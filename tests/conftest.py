@@ -37,6 +37,7 @@ _BACKEND_OF_FIXTURE = {
     "consul_cluster": "consul",
     "make_consul": "consul",
     "consul_store": "consul",
+    "relayed_store": "consul",
     "default_consul": "consul",
 }
 

@@ -34,6 +34,15 @@ def consul_relay(consul: ConsulClient) -> Iterator[ConsulRelay]:
         yield relay
 
 
+@pytest.fixture
+def relayed_store(
+    consul: ConsulClient, consul_relay: ConsulRelay, events: list[Event]
+) -> Iterator[Store]:
+    """A store behind the relay."""
+    with new_store(consul.url_of(consul_relay.endpoint), hooks=[events.append]) as store:
+        yield store
+
+
 def places(consul: ConsulClient, key: str) -> list[str]:
     """Who waits for the key, by session."""
     return [each.rpartition("/")[2] for each in consul.keys(places_of(key))]

@@ -2,157 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
 from leadership import Candidate, Store, new_store
-from leadership.backends._consul_requests import LOCK_FLAGS, duration_of, seconds_of
+from leadership.backends._consul_requests import duration_of, seconds_of
 from leadership.errors import ConfigurationError, KeyModified, StoreError, StoreUnavailable
 from leadership.events import (
-    Elected,
     Event,
     LeaseRenewed,
-    Released,
     StoreTrouble,
     TtlGranted,
 )
 
-from .consul_elections import contender, opened, places, until_waiting, win
 from .etcd_elections import CLOCK, told
 from .leaks import footprint
 from .servers.consul_client import ConsulClient
 from .servers.consul_relay import Asked, ConsulRelay, LostReplyError, Told
 from .servers.fault_proxy import FaultProxy
-from .waiting import async_wait_until, wait_until
-
-
-@pytest.fixture
-def relayed(
-    consul: ConsulClient, consul_relay: ConsulRelay, events: list[Event]
-) -> Iterator[Store]:
-    """A store behind the relay."""
-    with new_store(consul.url_of(consul_relay.endpoint), hooks=[events.append]) as store:
-        yield store
-
-
-def writes(relay: ConsulRelay) -> list[Asked]:
-    return [asked for asked in relay.asked if asked.writes]
-
-
-class TestHandingOver:
-    def test_who_just_waited_is_handed_the_key_in_one_commit_and_not_twice_in_a_row(
-        self,
-        consul: ConsulClient,
-        consul_relay: ConsulRelay,
-        relayed: Store,
-        key: str,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        with new_store(consul.url_of(consul_relay.endpoint)) as other:
-            leader = Candidate(relayed, key, "a", ttl=30)
-            waiter = Candidate(other, key, "b", ttl=30)
-            tokens = [leader.campaign(timeout=10).token]
-            for handed in (True, False, True):
-                self.until_witnessed(leader)
-                waiting = pool.submit(waiter.campaign)
-                until_waiting(consul, key)
-                self.until_witnessed(leader, 1)
-                consul_relay.asked.clear()
-                leader.resign()
-                tokens.append(waiting.result(10).token)
-                release = writes(consul_relay)[0]
-                assert release.does("delete", key)
-                assert release.does("lock", key) is handed
-                assert places(consul, key) == []
-                leader, waiter = waiter, leader
-            assert tokens == sorted(set(tokens))
-            leader.stop()
-
-    def until_witnessed(self, candidate: Candidate, count: int = 0) -> None:
-        assert candidate._candidacy is not None
-        part: Any = candidate._candidacy._contender
-        wait_until(lambda: len(part._attendance._seen) == count, 10, "the leader's notice")
-
-    def test_who_waits_on_shows_that_it_is_alive(
-        self,
-        consul: ConsulClient,
-        consul_relay: ConsulRelay,
-        relayed: Store,
-        consul_store: Store,
-        key: str,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        with Candidate(consul_store, key, "b", ttl=2).campaign(timeout=10):
-            waiting = pool.submit(Candidate(relayed, key, "a", ttl=2).campaign)
-            until_waiting(consul, key)
-            (place,) = consul.keys(f"{key}.waiting/")
-            first = consul.entry(place)["ModifyIndex"]  # type: ignore[index]
-            wait_until(
-                lambda: consul.entry(place)["ModifyIndex"] > first + 2,  # type: ignore[index]
-                10,
-                "refreshments",
-            )
-        waiting.result(10)
-
-    def test_who_was_not_seen_alive_of_late_is_not_handed_the_key(
-        self, consul: ConsulClient, consul_store: Store, key: str, pool: ThreadPoolExecutor
-    ) -> None:
-        sessions = [
-            consul.api("PUT", "session/create", {"Behavior": each, "LockDelay": "0s"})["ID"]
-            for each in ("release", "delete")
-        ]
-        leader = Candidate(consul_store, key, "a", ttl=1)
-        leader.campaign(timeout=10)
-        self.until_witnessed(leader)
-        dead = json.dumps({"session": sessions[0], "value": "", "refreshed": 0}).encode()
-        consul.put(f"{key}.waiting/{sessions[0]}", dead, acquire=sessions[1])
-        self.until_witnessed(leader, 1)
-        with new_store(consul.url) as other:
-            second = Candidate(other, key, "b", ttl=1)
-            waiting = pool.submit(second.campaign)
-            until_waiting(consul, key, 2)
-            assert leader._candidacy is not None
-            part: Any = leader._candidacy._contender
-            wait_until(lambda: part._attendance.successor(1 / 3) is None, 10, "its silence")
-            leader.stop()
-            # It gives the one before it its time, and then goes on.
-            assert waiting.result(10).is_valid()
-            second.stop()
-        for session in sessions:
-            consul.destroy_session(session)
-        assert consul.keys(key) == []
-
-    def test_who_resigned_leaves_other_clients_the_time_to_try(
-        self, consul: ConsulClient, consul_store: Store, key: str, events: list[Event]
-    ) -> None:
-        session = consul.api("PUT", "session/create", {"LockDelay": "0s"})["ID"]
-        candidate = Candidate(consul_store, key, "ours", ttl=10)
-        with candidate.run_for_election() as standings:
-            assert [next(standings), next(standings)] == [False, True]
-            candidate.resign()
-            assert [next(standings), next(standings)] == [False, True]
-            wait_until(lambda: len(told(events, Elected)) == 2, 10, "the second term")
-            released, elected = told(events, Released)[0], told(events, Elected)[1]
-            assert 0.4 < elected.at - released.at < 5
-            candidate.resign()
-            assert consul.put(key, b"theirs", acquire=session, flags=str(LOCK_FLAGS))
-            assert next(standings) is False
-        consul.destroy_session(session)
-        consul.delete(key)
+from .waiting import wait_until
 
 
 class TestSessions:
     def test_a_ttl_that_the_server_raises_is_obeyed_with_one_warning(
-        self, consul_relay: ConsulRelay, relayed: Store, key: str, events: list[Event]
+        self, consul_relay: ConsulRelay, relayed_store: Store, key: str, events: list[Event]
     ) -> None:
         consul_relay.after = raised_ttl
-        with Candidate(relayed, key, "a", ttl=2).campaign(timeout=10) as term:
+        with Candidate(relayed_store, key, "a", ttl=2).campaign(timeout=10) as term:
             assert 15 < term.remaining() < 20
             (granted,) = wait_until(lambda: told(events, TtlGranted), 10, "the warning")
             assert (granted.asked, granted.granted) == (2, 20)
@@ -166,9 +44,9 @@ class TestSessions:
                 Candidate(store, key, "a", ttl=2).campaign(timeout=10)
 
     def test_a_renewal_that_finds_no_session_ends_the_term_at_once(
-        self, consul_relay: ConsulRelay, relayed: Store, key: str
+        self, consul_relay: ConsulRelay, relayed_store: Store, key: str
     ) -> None:
-        with Candidate(relayed, key, "a", ttl=6).campaign(timeout=10) as term:
+        with Candidate(relayed_store, key, "a", ttl=6).campaign(timeout=10) as term:
 
             def before(asked: Asked) -> Told | None:
                 return Told(404, b"") if "/session/renew/" in asked.path else None
@@ -278,7 +156,7 @@ def raised_ttl(asked: Asked, answer: Told) -> Told:
 
 class TestBlockingQueries:
     def test_an_index_that_goes_backwards_begins_anew_and_loses_nothing(
-        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed: Store, key: str
+        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed_store: Store, key: str
     ) -> None:
         consul.put(key, b"1")
 
@@ -290,7 +168,7 @@ class TestBlockingQueries:
             return answer
 
         consul_relay.after = backwards
-        with relayed.watch(key) as states:
+        with relayed_store.watch(key) as states:
             assert next(states).value == b"1"  # type: ignore[union-attr]
             consul.put(key, b"2")
             assert next(states).value == b"2"  # type: ignore[union-attr]
@@ -300,7 +178,7 @@ class TestBlockingQueries:
             assert next(states) is None
 
     def test_a_store_that_was_restored_to_an_older_index_is_followed_from_there(
-        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed: Store, key: str
+        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed_store: Store, key: str
     ) -> None:
         ahead = 1000
 
@@ -316,7 +194,7 @@ class TestBlockingQueries:
 
         consul_relay.before, consul_relay.after = before, after
         consul.put(key, b"1")
-        with relayed.watch(key) as states:
+        with relayed_store.watch(key) as states:
             assert next(states).value == b"1"  # type: ignore[union-attr]
             wait_until(
                 lambda: any("index" in asked.query for asked in consul_relay.asked), 10, "a query"
@@ -328,7 +206,7 @@ class TestBlockingQueries:
         consul.delete(key)
 
     def test_an_index_that_goes_backwards_ends_no_term(
-        self, consul_relay: ConsulRelay, relayed: Store, key: str
+        self, consul_relay: ConsulRelay, relayed_store: Store, key: str
     ) -> None:
         lies: list[Asked] = []
 
@@ -339,14 +217,14 @@ class TestBlockingQueries:
             return None
 
         consul_relay.before = backwards
-        with Candidate(relayed, key, "a", ttl=15).campaign(timeout=10) as term:
+        with Candidate(relayed_store, key, "a", ttl=15).campaign(timeout=10) as term:
             wait_until(lambda: len(lies) == 5, 10, "five lies")
             assert term.wait_lost(0.3) is False
 
     def test_other_keys_changes_wake_one_who_waits_for_an_absent_key_only_now_and_then(
-        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed: Store, key: str
+        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed_store: Store, key: str
     ) -> None:
-        with relayed.watch(key) as states:
+        with relayed_store.watch(key) as states:
             assert next(states) is None
             began, consul_relay.asked[:] = CLOCK.now(), []
             for number in range(300):
@@ -359,10 +237,10 @@ class TestBlockingQueries:
         consul.delete(key)
 
     def test_one_query_serves_all_who_follow_one_key(
-        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed: Store, key: str
+        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed_store: Store, key: str
     ) -> None:
         with contextlib.ExitStack() as stack:
-            streams = [stack.enter_context(relayed.watch(key)) for _ in range(10)]
+            streams = [stack.enter_context(relayed_store.watch(key)) for _ in range(10)]
             assert [next(stream) for stream in streams] == [None] * 10
             consul.put(key, b"1")
             for stream in streams:
@@ -398,7 +276,7 @@ class TestTrouble:
     def test_a_rate_limit_or_a_cluster_without_a_leader_is_ridden_out(
         self,
         consul_relay: ConsulRelay,
-        relayed: Store,
+        relayed_store: Store,
         key: str,
         events: list[Event],
         status: int,
@@ -414,20 +292,20 @@ class TestTrouble:
 
         consul_relay.before = refuse
         with pytest.raises(StoreUnavailable, match=body.decode()):
-            relayed.put(f"{key}-x", "1")
-        with Candidate(relayed, key, "a", ttl=15).campaign(timeout=20) as term:
+            relayed_store.put(f"{key}-x", "1")
+        with Candidate(relayed_store, key, "a", ttl=15).campaign(timeout=20) as term:
             assert term.is_valid()
             wait_until(lambda: told(events, StoreTrouble), 10, "its being told")
 
     def test_what_is_no_consul_is_said(
-        self, consul_relay: ConsulRelay, relayed: Store, key: str
+        self, consul_relay: ConsulRelay, relayed_store: Store, key: str
     ) -> None:
         consul_relay.before = lambda asked: Told(200, b"<html>hello</html>")
         with pytest.raises(StoreError, match="check the address"):
-            relayed.get(key)
+            relayed_store.get(key)
 
     def test_a_swap_whose_connection_is_lost_is_not_sent_again_out_of_sight(
-        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed: Store, key: str
+        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed_store: Store, key: str
     ) -> None:
         def lose(asked: Asked, answer: Told) -> Told:
             if asked.does("cas", key):
@@ -436,61 +314,10 @@ class TestTrouble:
 
         consul_relay.after = lose
         with pytest.raises(StoreUnavailable):
-            relayed.atomic_put(key, "1")
+            relayed_store.atomic_put(key, "1")
         assert sum(asked.does("cas", key) for asked in consul_relay.asked) == 1
         assert consul.entry(key)["Value"] == b"1"  # type: ignore[index]
         consul.delete(key)
-
-
-class TestContenders:
-    def test_an_entry_whose_removal_was_sent_does_not_lead_again(
-        self, consul: ConsulClient, consul_relay: ConsulRelay, key: str
-    ) -> None:
-        async def scenario() -> None:
-            def lose(asked: Asked) -> None:
-                if asked.does("delete", key):
-                    raise LostReplyError
-
-            async with opened(consul_relay.endpoint) as backend:
-                part = contender(backend, key)
-                first, _ = await win(part)
-                consul_relay.before = lose
-                with pytest.raises(StoreUnavailable):
-                    await part.leave()
-                consul_relay.before = lambda asked: None
-                again, _ = await win(part)
-                assert again.token > first.token
-                await part.leave()
-                await part.close()
-
-        asyncio.run(scenario())
-        assert consul.keys(key) == []
-
-    async def scenario(self, consul: ConsulClient, key: str) -> None:
-        async with opened(consul.endpoint) as one, opened(consul.endpoint) as two:
-            first, second = contender(one, key), contender(two, key, b"b")
-            claim, lost = await win(first)
-            waiting = asyncio.ensure_future(win(second))
-            await async_wait_until(lambda: places(consul, key), 10, "the second's place")
-            # Given up between the hand-over and the moment in which it is heard of.
-            await async_wait_until(lambda: first._attendance._seen, 10, "the leader's notice")
-            (place, _) = next(iter(first._attendance._seen.values()))
-            held = consul.entry(key)
-            assert held is not None
-            waiting.cancel()
-            assert await first._hand_over(first._held, place) is True
-            await asyncio.wait([waiting])
-            await second.leave()
-            assert consul.keys(key) == []
-            assert lost
-            assert claim.token == held["CreateIndex"]
-            for each in (first, second):
-                await each.close()
-
-    def test_one_who_is_handed_the_key_while_it_leaves_lets_go_of_it(
-        self, consul: ConsulClient, key: str
-    ) -> None:
-        asyncio.run(self.scenario(consul, key))
 
 
 @pytest.mark.backend("consul")
