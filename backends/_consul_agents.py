@@ -272,15 +272,15 @@ class Agents:
     async def poll(self, path: str, parameters: Parameters, index: int, wait: float) -> Answer:
         """A blocking query: the answer comes when there is something newer than `index`.
 
-        Or after `wait` seconds, to which the server adds up to a sixteenth.
+        Or after `wait` seconds, to which the server adds up to a sixteenth. About
+        a third later it is given up.
         """
         link = self.link()
         sent_at = self._clock.now()
+        slack = min(self.timeout, max(0.25, wait / 4))
         blocking = [*parameters, ("index", str(index)), ("wait", f"{round(wait * 1000)}ms")]
         try:
-            return await self._send(
-                link, "get", path, blocking, None, wait * 17 / 16 + self.timeout
-            )
+            return await self._send(link, "get", path, blocking, None, wait * 17 / 16 + slack)
         except _Cut as error:
             self.abandon_if_silent(link, sent_at)
             raise StoreUnavailable(f"Consul at {link.endpoint}: {error}") from None

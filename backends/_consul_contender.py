@@ -257,7 +257,8 @@ class ConsulContender(Contender):
 
     async def _guard(self, session: ConsulSession, won: ConsulEntry) -> None:
         """Tell at once when the store says that our entry is over."""
-        watches, wait = self._election.watches, session.ttl / 3
+        # So that silence is noticed, and what is true is read, within a third of the ttl.
+        watches, wait = self._election.watches, session.ttl / 4
         while True:
             with contextlib.suppress(StoreError):
                 async with contextlib.aclosing(watches.states(self._target, wait)) as states:

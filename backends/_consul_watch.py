@@ -17,7 +17,7 @@ from ..errors import HandleClosed, LeadershipError, StoreUnavailable
 from ._consul_agents import Agents, entries_of
 from ._consul_requests import ConsulEntry
 
-PATIENCE = 20.0
+PATIENCE = 10.0
 """Seconds that a query waits at the server for whom nothing hangs on hearing of silence soon."""
 
 _LONGEST_PAUSE = 2.0

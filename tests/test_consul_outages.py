@@ -17,7 +17,7 @@ from .consul_elections import places, until_waiting
 from .etcd_elections import CLOCK, told
 from .servers.consul import ConsulCluster, ConsulServer
 from .servers.consul_client import ConsulClient
-from .servers.consul_relay import Asked, ConsulRelay, LostReplyError, Told
+from .servers.consul_relay import Asked, ConsulRelay, LostReplyError, StallError, Told
 from .servers.fault_proxy import FaultProxy
 from .waiting import wait_until
 
@@ -202,6 +202,28 @@ class TestCuts:
             with pytest.raises(StoreUnavailable):
                 waiting.result(10)
             relay.set("pass")
+
+
+class TestSilence:
+    def test_a_query_that_is_never_answered_does_not_keep_the_leader_from_hearing_of_its_end(
+        self, consul: ConsulClient, consul_relay: ConsulRelay, relayed_store: Store, key: str
+    ) -> None:
+        stalled: list[Asked] = []
+
+        def before(asked: Asked) -> None:
+            if "index" in asked.query:
+                stalled.append(asked)
+                raise StallError
+
+        consul_relay.before = before
+        with Candidate(relayed_store, key, "a", ttl=3).campaign(timeout=10) as term:
+            wait_until(lambda: any(each.path.endswith(key) for each in stalled), 10, "a query")
+            began = CLOCK.now()
+            consul.delete(key)
+            assert term.wait_lost(10)
+            assert CLOCK.now() - began < 2, "a third of the ttl, and twice that for two busy cores"
+            assert term.reason is not None
+            assert "deleted" in term.reason
 
 
 class TestLostReplies:

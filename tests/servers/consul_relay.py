@@ -62,6 +62,10 @@ class LostReplyError(Exception):
     """Raised by a hook: the connection is closed without an answer."""
 
 
+class StallError(Exception):
+    """Raised by a hook: there is no answer, and the connection stays open."""
+
+
 BeforeHook = Callable[[Asked], Told | None]
 AfterHook = Callable[[Asked, Told], Told]
 
@@ -69,8 +73,9 @@ AfterHook = Callable[[Asked, Told], Told]
 class ConsulRelay:
     """Listens on loopback and asks ``endpoint``; a thread of its own.
 
-    ``before`` may answer in the server's place, or raise :exc:`LostReplyError`: then
-    the server is not asked. ``after`` may change the answer, or raise: then it is lost.
+    ``before`` may answer in the server's place, or raise :exc:`LostReplyError` or
+    :exc:`StallError`: then the server is not asked. ``after`` may change the answer, or
+    raise: then it is lost, or held back.
     Both run on the relay's thread.
     """
 
@@ -133,6 +138,9 @@ class ConsulRelay:
             told = self.before(asked)
             if told is None:
                 told = self.after(asked, await self._forward(asked))
+        except StallError:
+            await asyncio.get_running_loop().create_future()
+            raise
         except LostReplyError:
             assert request.transport is not None
             request.transport.abort()
