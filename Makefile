@@ -33,7 +33,7 @@ test-slow: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 demo: install
-	$(WITH_SERVERS) $(RUN)/python -m tests.servers.run etcd -- $(RUN)/leadership demo --store '{url}'
+	$(RUN)/leadership demo
 
 bench: install
 	$(WITH_SERVERS) $(RUN)/python -m bench.handover $(BENCH_ARGS)

@@ -70,6 +70,7 @@ class Asked:
     method: str
     path: str
     query: str
+    headers: Mapping[str, str]
     body: bytes
     arrived_at: float
     came_from: str
@@ -241,6 +242,7 @@ class Server:
             request.method,
             path,
             query,
+            request.headers,
             body,
             arrived_at,
             str(request.remote),
@@ -308,7 +310,14 @@ class Client:
         return self._session
 
     async def call(
-        self, method: str, address: str, path: str, body: bytes = b"", *, timeout: float
+        self,
+        method: str,
+        address: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """One request and its answer.
 
@@ -326,6 +335,7 @@ class Client:
                     method,
                     f"{scheme}://{address}{path}",
                     data=body or None,
+                    headers=headers,
                     allow_redirects=False,
                     timeout=aiohttp.ClientTimeout(total=None),
                 ) as response,

@@ -14,6 +14,11 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+from msgspec.structs import replace
+
+from ._quorum_messages import Ticket
+
 WIRE_VERSION = 1
 KNOWN_VERSIONS = frozenset({WIRE_VERSION})
 
@@ -165,6 +170,23 @@ class Seals:
             raise Refused("another node answered")
         return Node(asked.address, _number(fields["From-Incarnation"]))
 
+    # --- tickets, which are shown on to others than they were sent to ---
+
+    def ticket(self, ticket: Ticket) -> Ticket:
+        """The ticket, sealed where it is our own."""
+        if not self._secrets or ticket.seal or ticket.node != self.own.address:
+            return ticket
+        return replace(ticket, seal=_ticket_code(self._secrets[0], ticket))
+
+    def is_genuine(self, ticket: Ticket) -> bool:
+        """Whether it was sealed with the secret of this cluster."""
+        given = ticket.seal.encode()
+        fits = [
+            hmac.compare_digest(_ticket_code(secret, ticket).encode(), given)
+            for secret in self._secrets
+        ]
+        return not self._secrets or any(fits)
+
     # --- the code ---
 
     def _sealed(self, fields: dict[str, str], path: str, body: bytes) -> dict[str, str]:
@@ -198,6 +220,11 @@ def _code(secret: bytes, fields: Mapping[str, str], path: str, body: bytes) -> s
     # Header values hold no line break, so no two sets of fields read alike.
     head = "\n".join(parts).encode() + b"\n\n"
     return hmac.new(secret, head + body, hashlib.sha256).hexdigest()
+
+
+def _ticket_code(secret: bytes, ticket: Ticket) -> str:
+    content = msgspec.json.encode(replace(ticket, seal=""))
+    return hmac.new(secret, b"ticket\n" + content, hashlib.sha256).hexdigest()
 
 
 def _header(headers: Mapping[str, str], name: str) -> str:

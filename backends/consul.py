@@ -57,7 +57,7 @@ class ConsulBackend(Backend):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.FIFO}
-    minimum_ttl: ClassVar[float] = 10.0
+    minimum_ttl = 10.0
     # A transaction's body may have 512 KiB by default, and values in it are Base64.
     maximum_value_size: ClassVar[float] = (512 * 1024 - _ROOM_FOR_THE_REST) * 3 / 4
     conditions: ClassVar[str] = (
@@ -74,7 +74,7 @@ class ConsulBackend(Backend):
                 f"consul:// takes no path, and has {address.path!r}: write it into the keys"
             )
         # The agents' own setting decides, which only their owner knows.
-        self.minimum_ttl = options.session_ttl_min  # type: ignore[misc]
+        self.minimum_ttl = options.session_ttl_min
         access = Access(
             token=options.token,
             tls=options.tls or any((options.ca, options.cert, options.key)),

@@ -95,6 +95,11 @@ class Engine:
             self._check()
             self.loop.call_soon_threadsafe(act)
 
+    @property
+    def closing(self) -> bool:
+        """Whether the interpreter is ending: everything is closed, or will be at once."""
+        return self._closing
+
     def is_current_thread(self) -> bool:
         return threading.current_thread() is self._thread
 
@@ -207,7 +212,8 @@ def _tell(hooks: tuple[Hook, ...], event: Event) -> None:
     for hook in hooks:
         try:
             hook(event)
-        except Exception:
+        except BaseException:
+            # Whatever it is: the other hooks, of all stores, are on this thread too.
             import logging
 
             logging.getLogger("leadership").exception("the hook %r failed on %s", hook, event)

@@ -15,7 +15,7 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 from . import inside
 from .backend import Capability, KVPair
-from .candidate import CandidateBase
+from .candidate import PATIENCE, CandidateBase
 from .checks import checked_key, checked_timeout, checked_value
 from .clock import Clock
 from .core import Core, open_core
@@ -83,7 +83,7 @@ class Term(TermBase):
         try:
             inside.leave(self.candidacy)
             caller = inside.caller(self.candidacy)
-            if not self._candidate.core.in_child():
+            if not self._candidate.core.nothing_to_end():
                 await _on_engine(self._candidate.core, self.candidacy.leave_block, self, caller)
         except BaseException:
             # Cancelled or interrupted: the block is over all the same.
@@ -125,14 +125,15 @@ class Campaigner(CandidateBase[Term]):
 
     async def _campaign(self, timeout: float | None) -> Term:
         limit = checked_timeout(timeout)
-        candidacy, former = self._new_candidacy(single=True)
+        made: list[Candidacy] = []
         try:
+            candidacy = self._new_candidacy(made, single=True)
             try:
                 async with asyncio.timeout(limit):
-                    await _on_engine(self.core, candidacy.begin, former)
+                    await _on_engine(self.core, candidacy.begin)
                     term = await _on_engine(self.core, candidacy.lead)
             except TimeoutError:
-                await self._leave(candidacy)
+                await _on_engine(self.core, candidacy.leave, PATIENCE)
                 raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
             if term is None:
                 raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
@@ -140,11 +141,17 @@ class Campaigner(CandidateBase[Term]):
             return term
         except BaseException:
             # Cancelled or interrupted at whatever step: nobody would hear that we lead.
-            candidacy.give_up()
+            for each in made:
+                each.give_up()
             raise
 
     async def stop(self) -> None:
-        """As `leadership.Candidate.stop`: idempotent, at any moment."""
+        """As `leadership.Candidate.stop`: idempotent, at any moment.
+
+        In a task of its own (that of `create_task`, `gather` and, in Python
+        3.11, `wait_for`) inside the leader's code it only requests, and
+        returns: limit the time by `asyncio.timeout`.
+        """
         candidacy = self._candidacy
         if candidacy is not None:
             await self._stop(candidacy, inside.caller(candidacy))
@@ -153,7 +160,7 @@ class Campaigner(CandidateBase[Term]):
 
     async def _stop(self, candidacy: Candidacy, caller: inside.Caller) -> None:
         try:
-            if not self.core.in_child():
+            if not self.core.nothing_to_end():
                 await _on_engine(self.core, candidacy.stop, caller)
         except BaseException:
             # Cancelled or interrupted: it withdraws all the same.
@@ -163,7 +170,7 @@ class Campaigner(CandidateBase[Term]):
     async def _leave(self, candidacy: Candidacy) -> None:
         """Withdraw, also when cancelled meanwhile."""
         try:
-            if not self.core.in_child():
+            if not self.core.nothing_to_end():
                 await _on_engine(self.core, candidacy.leave)
         except BaseException:
             candidacy.give_up()
@@ -210,11 +217,12 @@ class Candidate(Campaigner):
         way and contend again. Any exception of it but `LeadershipLost`
         withdraws us, and is raised.
         """
-        candidacy, former = self._new_candidacy(single=False)
+        made: list[Candidacy] = []
         try:
+            candidacy = self._new_candidacy(made, single=False)
             inside.enter(candidacy)
             caller = inside.caller(candidacy)
-            await _on_engine(self.core, candidacy.begin, former)
+            await _on_engine(self.core, candidacy.begin)
             while True:
                 term = await _on_engine(self.core, candidacy.lead, caller, Kind.FUNCTION)
                 if term is None:
@@ -224,11 +232,13 @@ class Candidate(Campaigner):
                 await _on_engine(self.core, candidacy.work_returned, term)
         except GeneratorExit:
             # The event loop was closed under us: nothing can be awaited any more.
-            candidacy.give_up()
+            for each in made:
+                each.give_up()
             raise
         finally:
-            if not candidacy.given_up:
-                await self._leave(candidacy)
+            for each in made:
+                if not each.given_up:
+                    await self._leave(each)
 
     async def _work(self, work: Callable[[Term], Awaitable[object]], term: Term) -> None:
         """Run `work` until it ends or is cancelled at the end of the term; always joined."""
@@ -250,8 +260,12 @@ class Candidate(Campaigner):
                 await _joined(working)
         if ours and working.cancelled():
             return
-        with contextlib.suppress(LeadershipLost):
+        try:
             working.result()
+        except LeadershipLost:
+            # Of this term; the loss of something else is the work's own error.
+            if term.is_valid():
+                raise
 
     async def proclaim(self, value: str | bytes) -> None:
         """Change what followers are told; raises `NotLeader` when we do not lead."""
@@ -262,9 +276,12 @@ class Candidate(Campaigner):
         await _on_engine(self.core, candidacy.proclaim, data)
 
     async def resign(self) -> bool:
-        """Give way but stay a candidate; see `leadership.Candidate.resign`."""
+        """Give way but stay a candidate; see `leadership.Candidate.resign`.
+
+        In a task of its own inside the leader's code it only requests, see `stop`.
+        """
         candidacy = self._candidacy
-        if candidacy is None or self.core.in_child():
+        if candidacy is None or self.core.nothing_to_end():
             return False
         return await _on_engine(self.core, candidacy.resign, inside.caller(candidacy))
 
@@ -285,12 +302,15 @@ class _Progress:
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
-        self.candidacy: Candidacy | None = None
-        self.former: Candidacy | None = None
+        self.made: list[Candidacy] = []
         self.begun = False
         # What the loop was really given, so that a cancelled call loses nothing.
         self.term: TermBase | None = None
         self.closed = False
+
+    @property
+    def candidacy(self) -> Candidacy | None:
+        return self.made[0] if self.made else None
 
     async def step(self, caller: inside.Caller | None) -> bool:
         core, candidacy = self.candidate.core, self.candidacy
@@ -302,7 +322,7 @@ class _Progress:
             raise StopAsyncIteration
         if not self.begun:
             # Again, if an earlier call was cancelled before it came to it.
-            await _on_engine(core, candidacy.begin, self.former)
+            await _on_engine(core, candidacy.begin)
             self.begun = True
             if self.closed:
                 # By another task, before there was anything that it could withdraw.
@@ -345,7 +365,7 @@ class Elections:
         # traceback, and the iterator must be collected all the same.
         progress = self._progress
         if progress.candidacy is None and not progress.closed:
-            progress.candidacy, progress.former = progress.candidate._new_candidacy(single=False)
+            progress.candidate._new_candidacy(progress.made, single=False)
         if progress.candidacy is None:
             return progress.step(None)
         inside.enter(progress.candidacy)
@@ -406,7 +426,7 @@ class Stream(Generic[V]):
 
     async def close(self) -> None:
         """End the watch; at any moment, any number of times."""
-        if not self._core.in_child():
+        if not self._core.nothing_to_end():
             await _on_engine(self._core, self._cursor.close)
 
     async def __aenter__(self) -> Stream[V]:
@@ -459,7 +479,7 @@ class Follower(FollowerBase):
 
     async def stop(self) -> None:
         """End all observations; their iterators end. Idempotent."""
-        if not self.core.in_child():
+        if not self.core.nothing_to_end():
             await _on_engine(self.core, self._following.stop)
 
     close = stop
@@ -581,7 +601,7 @@ class Store(StoreBase):
 
     async def close(self) -> None:
         """Withdraw all candidates and locks, end all watches, sessions and connections."""
-        if not self.core.in_child():
+        if not self.core.nothing_to_end():
             await _on_engine(self.core, self.core.close, self._callers())
 
     async def __aenter__(self) -> Self:

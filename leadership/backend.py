@@ -142,7 +142,8 @@ class Contender(ABC):
     async def leave(self) -> None:
         """Remove our entry, if it is there and ours; return when the store confirmed.
 
-        Idempotent. Never ends a session that others use.
+        Once called, that entry never leads again: `campaign` finishes an
+        unconfirmed removal first. Idempotent. Never ends a session that others use.
 
         Raises:
             StoreUnavailable: the outcome is unknown; call again.
@@ -178,7 +179,7 @@ class Backend(ABC):
     """
 
     capabilities: ClassVar[frozenset[Capability]]
-    minimum_ttl: ClassVar[float] = 0.0
+    minimum_ttl: float = 0.0
     maximum_value_size: ClassVar[float] = math.inf
     conditions: ClassVar[str] = ""
 

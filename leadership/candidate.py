@@ -76,7 +76,7 @@ class Term(TermBase):
         try:
             inside.leave(self.candidacy)
             caller = inside.caller(self.candidacy)
-            if not self._candidate.core.in_child():
+            if not self._candidate.core.nothing_to_end():
                 self._candidate.core.call(self.candidacy.leave_block, self, caller)
         except BaseException:
             # Interrupted: the block is over all the same.
@@ -160,8 +160,12 @@ class CandidateBase(Generic[TermT]):
     ) -> TermBase:
         raise NotImplementedError
 
-    def _new_candidacy(self, *, single: bool) -> tuple[Candidacy, Candidacy | None]:
-        """A new run, and the former one, whose last traces it must wait for."""
+    def _new_candidacy(self, made: list[Candidacy], *, single: bool) -> Candidacy:
+        """A new run.
+
+        Args:
+            made: gets it before anybody else: an interrupt may come before the return.
+        """
         self.core.check_open()
         with self.core.starting:
             former = self._candidacy
@@ -179,9 +183,10 @@ class CandidateBase(Generic[TermT]):
                 )
             # What was proclaimed stays the value of later terms.
             wish = self._wish if former is None else replace(self._wish, value=former.value)
-            candidacy = Candidacy(self.core, wish, self._make_term, single=single)
+            candidacy = Candidacy(self.core, wish, self._make_term, single=single, after=former)
+            made.append(candidacy)
             self._candidacy = candidacy
-        return candidacy, former
+        return candidacy
 
     def __repr__(self) -> str:
         role = "leader" if self.is_leader() else "not leader"
@@ -194,6 +199,15 @@ class CandidateBase(Generic[TermT]):
         )
 
 
+PATIENCE = 0.2
+"""Seconds beyond its time-out that a campaign may take to withdraw; then it does so behind."""
+
+
+def _give_up(made: list[Candidacy]) -> None:
+    for candidacy in made:
+        candidacy.give_up()
+
+
 class Campaigner(CandidateBase[Term]):
     """What `Candidate` and `Lock` have in common for threads: to win, and to withdraw."""
 
@@ -204,12 +218,13 @@ class Campaigner(CandidateBase[Term]):
 
     def _campaign(self, timeout: float | None) -> Term:
         limit = checked_timeout(timeout)
-        candidacy, former = self._new_candidacy(single=True)
+        made: list[Candidacy] = []
         try:
+            candidacy = self._new_candidacy(made, single=True)
             try:
-                term = self.core.call_within(limit, self._win, candidacy, former)
+                term = self.core.call_within(limit, self._win, candidacy)
             except TimeoutError:
-                self._leave(candidacy)
+                self.core.call(candidacy.leave, PATIENCE)
                 raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
             if term is None:
                 raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
@@ -217,11 +232,11 @@ class Campaigner(CandidateBase[Term]):
             return term
         except BaseException:
             # Interrupted at whatever step: nobody would hear that we lead.
-            candidacy.give_up()
+            _give_up(made)
             raise
 
-    async def _win(self, candidacy: Candidacy, former: Candidacy | None) -> TermBase | None:
-        await candidacy.begin(former)
+    async def _win(self, candidacy: Candidacy) -> TermBase | None:
+        await candidacy.begin()
         return await candidacy.lead()
 
     def stop(self) -> None:
@@ -243,7 +258,7 @@ class Campaigner(CandidateBase[Term]):
 
     def _stop(self, candidacy: Candidacy) -> None:
         try:
-            if not self.core.in_child():
+            if not self.core.nothing_to_end():
                 self.core.call(candidacy.stop, inside.caller(candidacy))
         except BaseException:
             # Interrupted: it withdraws all the same.
@@ -252,7 +267,7 @@ class Campaigner(CandidateBase[Term]):
 
     def _leave(self, candidacy: Candidacy) -> None:
         try:
-            if not self.core.in_child():
+            if not self.core.nothing_to_end():
                 self.core.call(candidacy.leave)
         except BaseException:
             # Interrupted: it withdraws all the same.
@@ -302,8 +317,10 @@ class Candidate(Campaigner):
         """An iterator of our standing: False first, then True and False in turn.
 
         Nothing happens before the first `next`. Leaving the loop in any way
-        withdraws the candidate and releases the key. After a term ends we
-        contend again only when the loop comes back for more.
+        withdraws the candidate and releases the key; who keeps the iterator in
+        a variable has to close it, best by `with`. After a term ends we contend
+        again only when the loop comes back for more. The thread that takes
+        True is the one whose body is known as the leader's code.
 
         Raises:
             AlreadyRunning: another run of this candidate is active (at the first `next`).
@@ -320,7 +337,8 @@ class Candidate(Campaigner):
             timeout: seconds to wait, None for ever.
 
         Raises:
-            TimeoutError: we did not win in time, and have withdrawn.
+            TimeoutError: we did not win in time, and have withdrawn (from a
+                store that does not answer: withdraw behind).
             NotLeader: the candidate was stopped meanwhile.
             StoreError: the store refuses, or with `retry=None` could not be reached.
         """
@@ -335,21 +353,27 @@ class Candidate(Campaigner):
         when `work` has returned. When it returns while we lead, we give way and
         contend again. Any other exception of it withdraws us, and is raised.
         """
-        candidacy, former = self._new_candidacy(single=False)
+        made: list[Candidacy] = []
         try:
+            candidacy = self._new_candidacy(made, single=False)
             inside.enter(candidacy)
             caller = inside.caller(candidacy)
-            self.core.call(candidacy.begin, former)
+            self.core.call(candidacy.begin)
             while True:
                 term = self.core.call(candidacy.lead, caller, Kind.FUNCTION)
                 if term is None:
                     return
                 assert isinstance(term, Term)
-                with contextlib.suppress(LeadershipLost):
+                try:
                     work(term)
+                except LeadershipLost:
+                    # Of this term; the loss of something else is the work's own error.
+                    if term.is_valid():
+                        raise
                 self.core.call(candidacy.work_returned, term)
         finally:
-            self._leave(candidacy)
+            for candidacy in made:
+                self._leave(candidacy)
 
     def proclaim(self, value: str | bytes) -> None:
         """Change what followers are told, now and in later terms.
@@ -376,7 +400,7 @@ class Candidate(Campaigner):
         only requests, and returns.
         """
         candidacy = self._candidacy
-        if candidacy is None or self.core.in_child():
+        if candidacy is None or self.core.nothing_to_end():
             return False
         return self.core.call(candidacy.resign, inside.caller(candidacy))
 
@@ -386,12 +410,15 @@ class _Progress:
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
-        self.candidacy: Candidacy | None = None
-        self.former: Candidacy | None = None
+        self.made: list[Candidacy] = []
         self.begun = False
         # What the loop was really given, so that an interrupted call loses nothing.
         self.term: TermBase | None = None
         self.closed = False
+
+    @property
+    def candidacy(self) -> Candidacy | None:
+        return self.made[0] if self.made else None
 
     def step(self) -> bool:
         core = self.candidate.core
@@ -402,12 +429,11 @@ class _Progress:
                 self.candidate._leave(candidacy)
             raise StopIteration
         if candidacy is None:
-            candidacy, self.former = self.candidate._new_candidacy(single=False)
-            self.candidacy = candidacy
+            candidacy = self.candidate._new_candidacy(self.made, single=False)
         inside.enter(candidacy)
         if not self.begun:
             # Again, if an earlier call was interrupted before it came to it.
-            core.call(candidacy.begin, self.former)
+            core.call(candidacy.begin)
             self.begun = True
             if self.closed:
                 # By another thread, before there was anything that it could withdraw.

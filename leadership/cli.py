@@ -47,8 +47,8 @@ def _run(given: list[str]) -> int:
     except ImportError:
         return _fail("the command line needs typer: pip install 'leadership[cli]'")
     from .child import CannotRunError
-    from .commands import app
     from .errors import LeadershipError
+    from .peer_command import app
 
     # typer has no public name for the root of its usage errors.
     mro = typer.BadParameter.__mro__

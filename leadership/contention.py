@@ -162,8 +162,12 @@ class CompareAndSwapContender(Contender):
         ]
         return claim(self._token, lease)
 
-    async def _rewrite(self) -> None:
+    async def _rewrite(self, value: bytes | None = None) -> None:
         """Write our entry anew, for a new ttl.
+
+        Args:
+            value: another value than before; it is ours only once it was written, so
+                that a proclamation that was given up is not made by a later renewal.
 
         Raises:
             KeyModified: it is no longer there, or not ours.
@@ -171,7 +175,8 @@ class CompareAndSwapContender(Contender):
         async with self._writing:
             if self._pair is None or self._lease is None or self._nonce is None:
                 raise KeyModified(DELETED)
-            envelope = Envelope(self._value, self._nonce, self._token)
+            written = self._value if value is None else value
+            envelope = Envelope(written, self._nonce, self._token)
             for retried in (False, True):
                 sent_at = self._clock.now()
                 try:
@@ -188,6 +193,7 @@ class CompareAndSwapContender(Contender):
                     if retried or seen is None or seen.nonce != self._nonce:
                         raise KeyModified(REPLACED) from error
                     self._pair = present
+            self._value = written
             self._lease.confirm(sent_at, self._ttl)
 
     async def _renew(self, lease: Lease, tell: Callable[[str], None]) -> None:
@@ -219,11 +225,9 @@ class CompareAndSwapContender(Contender):
             await self._clock.sleep(self._ttl / 10)
 
     async def proclaim(self, value: bytes) -> None:
-        before, self._value = self._value, value
         try:
-            await self._rewrite()
+            await self._rewrite(value)
         except KeyModified as error:
-            self._value = before
             raise NotLeader(f"{self._key!r} is led by another now; campaign again") from error
 
     async def leave(self) -> None:

@@ -120,12 +120,17 @@ class Core:
         if self.closed:
             raise HandleClosed("the store is closed: make a new one")
 
-    def in_child(self) -> bool:
-        """Whether this is a forked child, which holds nothing of ours that could be released."""
-        return os.getpid() != self._pid
+    def nothing_to_end(self) -> bool:
+        """Whether there is nothing that the caller could release or close.
+
+        In a forked child, which holds nothing of ours, and when the
+        interpreter is ending, which closes everything itself.
+        """
+        ending = self._engine is not None and self._engine.closing
+        return os.getpid() != self._pid or ending
 
     def _check_process(self) -> None:
-        if self.in_child():
+        if os.getpid() != self._pid:
             raise ForkedHandle(
                 "this store was made before a fork and cannot work in the child: "
                 "make a new store here"

@@ -23,6 +23,7 @@ from .events import (
     Campaigning,
     Elected,
     Released,
+    StoreRecovered,
     StoreTrouble,
     TermEnded,
     Withdrawn,
@@ -36,6 +37,7 @@ from .work import Kind, Work, Works
 
 if TYPE_CHECKING:
     from .backend import Contender
+    from .clock import Timer
     from .core import Core
 
 T = TypeVar("T")
@@ -43,6 +45,11 @@ T = TypeVar("T")
 RESIGNED = "we resigned"
 STOPPED = "the candidate was stopped"
 UNRESPONSIVE = "the leader's code did not call check() or its iterator for the watchdog's time"
+
+
+def told_by_the_store(term: TermBase) -> bool:
+    """Whether the store said that the term is over: another may lead before its deadline."""
+    return term.reason not in (None, LAPSED, RESIGNED, STOPPED, UNRESPONSIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +84,18 @@ class Candidacy:
     Args:
         make_term: makes the face's kind of term.
         single: withdraw after the first term that was handed over (`campaign`).
+        after: the candidate's former run, which must be over first.
     """
 
-    def __init__(self, core: Core, wish: Wish, make_term: MakeTerm, *, single: bool) -> None:
+    def __init__(
+        self,
+        core: Core,
+        wish: Wish,
+        make_term: MakeTerm,
+        *,
+        single: bool,
+        after: Candidacy | None = None,
+    ) -> None:
         self._core = core
         self._clock = core.context.clock
         self.wish = wish
@@ -94,7 +110,9 @@ class Candidacy:
         self.given_up = False
         self._cut_short = False
         self._gone: weakref.ref[object] | None = None
-        self._after: Candidacy | None = None
+        self._after = after
+        self._failures = 0
+        self._watchdog: Timer | None = None
         self._works = Works()
         self._iterator_calls = 0
         self._drive_task: asyncio.Task[None] | None = None
@@ -134,13 +152,13 @@ class Candidacy:
 
     # --- what the faces ask for, always on the engine's loop ---
 
-    async def begin(self, after: Candidacy | None = None) -> None:
-        """Start contending; `after` is the candidate's former run, which must be over first."""
+    async def begin(self) -> None:
+        """Start contending, once the candidate's former run is over."""
         self._core.check_open()
         if self._drive_task is None and not self._stopping:
             self._core.runs.add(self)
             self._wanted.set()
-            self._drive_task = asyncio.ensure_future(self._drive(after))
+            self._drive_task = asyncio.ensure_future(self._drive())
 
     async def lead(self, caller: Caller | None = None, kind: Kind = Kind.LOOP) -> TermBase | None:
         """The consumer has ended any former term, and wants the next; None: the run is over.
@@ -247,12 +265,12 @@ class Candidacy:
 
         self._core.post(request)
 
-    async def gone(self) -> None:
+    async def gone(self, patience: float = float("inf")) -> None:
         """Wait until nothing is left: as long as our work may go on, and one request takes."""
         deadline = self._clock.now()
         if self.term is not None and self._works:
             deadline = max(deadline, self.term.valid_until)
-        deadline += self._core.context.request_timeout
+        deadline += min(patience, self._core.context.request_timeout)
         await self._clock.wait_for(self._withdrawn.wait(), deadline)
 
     def give_up(self, caller: Caller | None = None) -> None:
@@ -273,10 +291,14 @@ class Candidacy:
             self._works.end_block(caller)
         self._request_stop(STOPPED)
 
-    async def leave(self) -> None:
-        """The consumer has ended its work and withdraws: as `stop` from inside."""
+    async def leave(self, patience: float = float("inf")) -> None:
+        """The consumer has ended its work and withdraws: as `stop` from inside.
+
+        Args:
+            patience: seconds to wait at the most; it withdraws all the same.
+        """
         self._abandon(None)
-        await self.gone()
+        await self.gone(patience)
 
     def saw_lapse(self, term: TermBase) -> None:
         """Somebody's question found the term lapsed; from any thread. It stays so."""
@@ -316,11 +338,10 @@ class Candidacy:
 
     # --- the run ---
 
-    async def _drive(self, after: Candidacy | None) -> None:
+    async def _drive(self) -> None:
         wish = self.wish
         try:
             self._set_phase(Phase.IDLE)
-            self._after = after
             while self._after is not None:
                 # At most one entry per candidate: the former run's must be gone,
                 # and that of the one which itself was still waiting for another.
@@ -332,6 +353,7 @@ class Candidacy:
             self._contender = contender = self._core.backend.contender(
                 wish.key, wish.value, wish.ttl, wish.own_session
             )
+            contender.on_answer = self._recovered
             while not self._stopping:
                 self._set_phase(Phase.IDLE)
                 await self._wanted.wait()
@@ -434,6 +456,10 @@ class Candidacy:
             return
         term.end(reason)
         self._unwatch()
+        if self._watchdog is not None:
+            # It would keep the term, and all that it holds on to.
+            self._watchdog.cancel()
+            self._watchdog = None
         self._core.emit(
             TermEnded(self.wish.key, self._clock.now(), self.wish.id, term.token, reason)
         )
@@ -468,6 +494,7 @@ class Candidacy:
             clock=self._clock,
             chance=self._core.context.random,
             trouble=self._trouble,
+            recovered=self._recovered,
         )
 
     async def _ride_out(self, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -477,6 +504,7 @@ class Candidacy:
             clock=self._clock,
             chance=self._core.context.random,
             trouble=self._trouble,
+            recovered=self._recovered,
         )
 
     def _watch_work(self, term: TermBase, limit: float) -> None:
@@ -488,14 +516,21 @@ class Candidacy:
             if now - idle_since >= limit:
                 self._end_term(term, UNRESPONSIVE)
             else:
-                self._clock.call_at(idle_since + limit, look)
+                self._watchdog = self._clock.call_at(idle_since + limit, look)
 
         look()
 
     def _trouble(self, error: StoreUnavailable, attempt: int, retry_in: float) -> None:
+        self._failures = attempt
         self._core.emit(
             StoreTrouble(self.wish.key, self._clock.now(), str(error), attempt, retry_in)
         )
+
+    def _recovered(self) -> None:
+        """The store answers: told once an outage, by a campaign already while it waits."""
+        failures, self._failures = self._failures, 0
+        if failures:
+            self._core.emit(StoreRecovered(self.wish.key, self._clock.now(), failures))
 
     # --- small means ---
 

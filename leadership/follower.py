@@ -110,7 +110,7 @@ class Follower(FollowerBase):
 
         An iterator whose first `next` is still to come begins a new observation.
         """
-        if not self.core.in_child():
+        if not self.core.nothing_to_end():
             self.core.call(self._following.stop)
 
     close = stop

@@ -216,7 +216,7 @@ class Store(StoreBase):
         Idempotent, from any thread; bounded by the time that running work may
         take until its deadline and by one request.
         """
-        if not self.core.in_child():
+        if not self.core.nothing_to_end():
             self.core.call(self.core.close, self._callers())
 
     def __enter__(self) -> Store:

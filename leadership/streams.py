@@ -45,7 +45,7 @@ class Stream(Generic[V]):
 
     def close(self) -> None:
         """End the watch; from any thread, at any moment, any number of times."""
-        if not self._core.in_child():
+        if not self._core.nothing_to_end():
             self._core.call(self._cursor.close)
 
     def __enter__(self) -> Stream[V]:

@@ -12,6 +12,7 @@ import pytest
 from leadership import Candidate, new_store
 from leadership._engine import engine
 
+from .command import Command
 from .etcd_elections import entries, leases
 from .programs import python
 from .servers.etcd import EtcdServer
@@ -95,3 +96,30 @@ def test_a_store_that_is_closed_while_its_server_is_down_leaves_no_task(
         pool.submit(store.close).result(30)
     etcd_server.kill()
     wait_until(lambda: tasks() <= before, 20, "the tasks' end")
+
+
+def test_a_campaign_ends_at_its_time_limit_though_the_server_does_not_answer(
+    etcd_server: EtcdServer, key: str
+) -> None:
+    with new_store(etcd_server.url, request_timeout=30) as store:
+        store.connect()
+        etcd_server.pause()
+        began = store.clock.now()
+        with pytest.raises(TimeoutError):
+            Candidate(store, key, "a", ttl=5).campaign(timeout=0.5)
+        # A tenth of what one request may take.
+        assert store.clock.now() - began < 3
+        etcd_server.kill()
+
+
+def test_a_command_whose_entry_was_deleted_is_killed_without_its_grace(
+    etcd: EtcdClient, key: str
+) -> None:
+    deaf = ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+    options = ("run", "--store", etcd.url, "--key", key, "--id", "a", "--ttl", "60", "--json")
+    with Command(*options, "--once", "--grace", "20", "--", *deaf) as running:
+        running.wait_for("started")
+        (entry,) = entries(etcd, key)
+        etcd.ctl("del", entry)
+        stopping = running.wait_for("stopping")
+        assert running.wait_for("killed")["at"] - stopping["at"] < 5

@@ -19,6 +19,7 @@ import pytest
 
 from leadership import Candidate, Store, Term, aio, new_store
 from leadership.candidate import Campaigner
+from leadership.election import Candidacy
 from leadership.errors import AlreadyRunning, LeadershipError
 from leadership.events import Event, WorkOverran
 
@@ -230,9 +231,9 @@ def test_close_before_the_first_next_has_begun_is_not_lost(store: Store) -> None
     elections = candidate.run_for_election()
     begin = candidate._new_candidacy
 
-    def closed_meanwhile(*, single: bool) -> Any:
+    def closed_meanwhile(made: list[Candidacy], *, single: bool) -> Candidacy:
         elections.close()
-        return begin(single=single)
+        return begin(made, single=single)
 
     candidate._new_candidacy = closed_meanwhile  # type: ignore[method-assign]
     assert list(elections) == []

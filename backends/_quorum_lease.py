@@ -1,0 +1,731 @@
+"""The core of the peers backend: a node of a quorum of leases, without clock, socket or chance.
+
+A majority of the member list votes once per term and promises, for a bounded
+time, to vote for nobody else. The leader believes in its term for less than
+the promises last, counted from the moment when it asked for them.
+
+A driver feeds a `QuorumLease` and carries out what it returns:
+
+    node = QuorumLease(id="10.0.0.5:7000", incarnation=random_hex, members=[...], ...)
+    effects = node.receive(message, now)     # a decoded and authenticated message
+    effects = node.tick(now)                 # not later than node.next_tick
+    effects = node.campaign(key, uid, value, ttl, now)
+    effects = node.withdraw(key, uid, now)   # leave, at whatever point; Released follows
+    effects = node.resign(key, uid, now, successor=id)   # the leader only; Released follows
+    effects = node.proclaim(key, uid, value, now)
+    effects = node.change_members(members, now)
+    effects = node.persisted(number, succeeded, now)     # the answer to Persist
+
+- Each call returns a list of effects (`_quorum_effects`), to be carried out in
+  their order: `Send`, `Persist`, `Elected`, `Renewed`, `Lost`, `Released`,
+  `LeaderSeen`, `Ready`, `TwoIncarnations`, `MembersChanged`, `Ignored`. What waits for
+  a `Persist` comes out of `persisted`, so no effect waits for the one before it.
+- `now` is in seconds on a clock that counts suspend and never goes back; it may
+  be read a moment before the call, never after it. For a request that is sent,
+  it must be read before the sending: terms are counted from it.
+- An answer is a message like any other: `Send(to, answer)` bears the number of
+  the request (`header.number`), by which a driver finds the HTTP request to
+  answer. With a `Persist` between, it comes later than the call that received it.
+- Messages may be lost, repeated, replayed, reordered and delayed at will. The
+  driver authenticates each one over all of its content (sender and receiver are
+  in the header), and seals and checks `Ticket.seal`. It should drop requests
+  that waited unread while the process stood still, or whose client has gone: a
+  promise given to them helps nobody and holds others up; it is not unsafe.
+- After `Lost`, and after `resign` or `withdraw`, the contender is out of the
+  queue, and enters again with `campaign`. A term ends at its `valid_until`,
+  whether or not `Lost` was told yet. `resign` and `withdraw` come after the work is joined.
+- Followers: `node.leaders.version` rises with each change; `leader(key)` and
+  `changed_since(version)` tell what is known, `LeaderSeen` tells each change,
+  and `node.reaches_quorum(now)` whether this node would have heard.
+- `node.ready` is False until a (re)started node takes part. `node.healthy = False`
+  keeps it from campaigning. `node.legacy` names members that speak electio's
+  protocol alone: they count in the size of the majority and are sent nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..errors import ConfigurationError, NotLeader, NotSupported
+from ._quorum_acceptor import ANOTHER_RUN, NOT_STORED, RECOVERING, Acceptor, Verdict
+from ._quorum_candidacy import Candidacy, Commons, Contender, owner_of
+from ._quorum_change import Change
+from ._quorum_decision import Decision
+from ._quorum_effects import Effect, Ignored, MembersChanged, Ready, StoredState
+from ._quorum_holdings import Holdings, KeySet
+from ._quorum_leaders import Leaders
+from ._quorum_mail import Mail
+from ._quorum_members import Quorum, final_stage, first_stage, joint_stage, progress
+from ._quorum_messages import (
+    SPOKEN_VERSIONS,
+    Announcement,
+    Answer,
+    Heartbeat,
+    HeartbeatAnswer,
+    Lease,
+    LeaseAnswer,
+    Members,
+    MembersAccept,
+    MembersAccepted,
+    MembersAnswer,
+    MembersNotice,
+    MembersPrepare,
+    MembersPromise,
+    Message,
+    Owner,
+    PreVote,
+    PreVoteAnswer,
+    Recovery,
+    RecoveryAnswer,
+    Release,
+    ReleaseAnswer,
+    Ticket,
+    Vote,
+    VoteAnswer,
+)
+from ._quorum_recovery import Recovering
+from ._quorum_releases import Releases
+from ._quorum_storage import Storage
+from ._quorum_timing import Timing
+
+NOT_A_MEMBER = "this node is no member"
+
+
+class QuorumLease:
+    """One node.
+
+    Args:
+        id: the node's id, as in the member list. A node that is not in it waits
+            to be added by a change.
+        incarnation: random, another one at each start.
+        members: ids of all members.
+        cluster: name; nodes of different names refuse each other.
+        timing: the durations.
+        random: the only source of chance.
+        wall_clock: milliseconds since 1970; need not be right.
+        now: seconds on the node's clock.
+        durable: whether `Persist` is carried out; else the effect never comes.
+        stored: what was stored before this start, or None.
+        bootstrap: this cluster never ran before, all nodes are new: take part at once.
+        keys_limit: how many keys are kept; more are refused.
+        forget_after: seconds after which a key that nobody asks for is dropped.
+
+    Raises:
+        ConfigurationError: what was given contradicts itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        incarnation: str,
+        members: Iterable[str],
+        cluster: str,
+        timing: Timing,
+        random: random.Random,
+        wall_clock: Callable[[], float],
+        now: float,
+        durable: bool = False,
+        stored: StoredState | None = None,
+        bootstrap: bool = False,
+        keys_limit: int = 10_000,
+        forget_after: float = 600.0,
+    ) -> None:
+        if not incarnation:
+            raise ConfigurationError("the incarnation is empty: choose a random one at each start")
+        if stored is not None and not durable:
+            raise ConfigurationError("a stored state needs durable=True")
+        stage = stored.stage if stored is not None else first_stage(members)
+        self.id = id
+        self.incarnation = incarnation
+        self.cluster = cluster
+        self.timing = timing
+        self._mail = Mail(id, incarnation, timing, Quorum(cluster, timing, stage))
+        self._acceptor = Acceptor(timing, wall_clock, keys_limit)
+        self._holdings = Holdings(self._mail, timing)
+        self._holdings.next_at = now
+        self._releases = Releases(self._mail, timing)
+        self._commons = Commons(
+            timing,
+            random,
+            wall_clock,
+            self._mail,
+            self._acceptor,
+            self._holdings,
+            self._releases,
+        )
+        self.leaders = Leaders(self._mail)
+        self._key_sets: dict[str, KeySet] = {}
+        self._candidacies: dict[str, Candidacy] = {}
+        self._timers: list[tuple[float, str]] = []
+        self._scheduled: dict[str, float] = {}
+        self._forget_after = max(forget_after, timing.silence(None))
+        self._forget_at = now + self._forget_after
+        self._told_members_at: dict[str, float] = {}
+        state = stored or StoredState(0, timing.lease_ceiling, stage)
+        self._storage = Storage(self._mail, state, durable=durable)
+        self._decision = self._new_decision()
+        self._change: Change | None = Change(self._mail, timing, now) if stage.joining else None
+        self._recovering: Recovering | None = Recovering(
+            self._mail, self._acceptor, timing, stored, now, is_first=bootstrap
+        )
+        self._healthy = True
+        self._becoming_ready = False
+        self._handlers: dict[type[Message], Callable[[Any, float], None]] = {
+            PreVote: self._on_pre_vote,
+            PreVoteAnswer: self._on_pre_vote_answer,
+            Vote: self._on_vote,
+            VoteAnswer: self._on_vote_answer,
+            Lease: self._on_lease,
+            LeaseAnswer: self._on_lease_answer,
+            Heartbeat: self._on_heartbeat,
+            HeartbeatAnswer: self._on_heartbeat_answer,
+            Release: self._on_release,
+            ReleaseAnswer: self._on_release_answer,
+            Announcement: self._on_announcement,
+            Recovery: self._on_recovery,
+            RecoveryAnswer: self._on_recovery_answer,
+            MembersPrepare: self._on_members_prepare,
+            MembersPromise: self._on_members_promise,
+            MembersAccept: self._on_members_accept,
+            MembersAccepted: self._on_members_accepted,
+            MembersNotice: self._on_members_notice,
+            MembersAnswer: self._on_members_answer,
+        }
+
+    # --- what the driver reads ---
+
+    @property
+    def ready(self) -> bool:
+        """The node votes and may lead: a rolling restart waits for it before the next node."""
+        return self._recovering is None
+
+    @property
+    def stage(self) -> Members:
+        """The membership that the node acts under."""
+        return self._mail.quorum.stage
+
+    @property
+    def configuration(self) -> str:
+        """The hash that goes into each header."""
+        return self._mail.quorum.configuration
+
+    @property
+    def legacy(self) -> set[str]:
+        """Members that speak electio's protocol alone. Add to it, and take from it."""
+        return self._mail.legacy
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the node may campaign."""
+        return self._healthy
+
+    @healthy.setter
+    def healthy(self, healthy: bool) -> None:
+        self._healthy = healthy
+        self._update_campaigning()
+
+    def reaches_quorum(self, now: float) -> bool:
+        """Whether a majority answered lately: this node would know of a leader."""
+        return self._mail.reaches_quorum(now)
+
+    def valid_until(self, key: str, uid: str) -> float:
+        """When the contender's term ends unless renewed; minus infinity: it does not lead."""
+        candidacy = self._candidacies.get(key)
+        return candidacy.valid_until if candidacy and candidacy.leads(uid) else -math.inf
+
+    @property
+    def next_tick(self) -> float:
+        """When `tick` must be called, at the latest."""
+        return min(
+            self._timers[0][0] if self._timers else math.inf,
+            self._holdings.next_at,
+            self._releases.next_at,
+            self.leaders.next_at,
+            self._recovering.next_at if self._recovering is not None else math.inf,
+            self._change.next_at if self._change is not None else math.inf,
+            self._decision.next_at,
+        )
+
+    # --- what the driver tells ---
+
+    def receive(self, message: Message, now: float) -> list[Effect]:
+        """A message came, authenticated and decoded."""
+        self._handle(message, now)
+        return self._finish(now)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time has passed."""
+        if self._recovering is not None and self._recovering.tick(now):
+            self._become_ready(now)
+        if self._change is not None and self._change.tick(now):
+            self._complete_change(self._change, now)
+        self._decision.tick(now)
+        self._releases.tick(now)
+        self.leaders.tick(now)
+        while self._timers and self._timers[0][0] <= now:
+            when, key = heapq.heappop(self._timers)
+            if self._scheduled.get(key) != when:
+                continue
+            del self._scheduled[key]
+            candidacy = self._candidacies[key]
+            candidacy.tick(now)
+            if candidacy.is_idle:
+                self._candidacies.pop(key, None)
+            else:
+                self._schedule(candidacy)
+        if now >= self._holdings.next_at:
+            self._holdings.beat(now)
+            self._mail.clear_doubts(now)
+        if now >= self._forget_at:
+            self._acceptor.forget_idle(now - self._forget_after, now)
+            self._forget_at = now + self._forget_after
+        return self._finish(now)
+
+    def campaign(
+        self, key: str, uid: str, value: bytes, ttl: float, now: float, *, rank: int = 0
+    ) -> list[Effect]:
+        """Contend for `key` until `withdraw`, `resign` or `Lost`; `Elected` tells of success.
+
+        Args:
+            uid: of the contender, unique on this node; the same in all its terms.
+            value: told to followers.
+            ttl: seconds that the others wait for a leader that has died.
+            rank: 0 campaigns first, each further one a little later.
+
+        Raises:
+            ConfigurationError: the ttl is out of bounds.
+        """
+        self.timing.check_ttl(ttl)
+        candidacy = self._candidacies.get(key)
+        if candidacy is None:
+            candidacy = self._candidacies[key] = Candidacy(key, self._commons)
+        if not candidacy.has(uid):
+            candidacy.enter(Contender(uid, value, ttl, rank), now)
+        self._schedule(candidacy)
+        return self._finish(now)
+
+    def withdraw(self, key: str, uid: str, now: float) -> list[Effect]:
+        """Stop contending; a leader resigns. `Released` tells when nothing of it is left."""
+        candidacy = self._candidacies.get(key)
+        if candidacy is not None and candidacy.has(uid):
+            candidacy.withdraw(uid, now)
+            self._schedule(candidacy)
+        return self._finish(now)
+
+    def resign(
+        self, key: str, uid: str, now: float, *, successor: str | None = None
+    ) -> list[Effect]:
+        """Give up the term. A successor node that contends leads 1.5 round trips later.
+
+        Nobody may act as leader any more when this is called.
+
+        Raises:
+            NotLeader: the contender does not lead.
+        """
+        candidacy = self._candidacies.get(key)
+        if candidacy is None or not candidacy.leads(uid):
+            raise NotLeader(f"{uid!r} does not lead {key!r}")
+        candidacy.resign(successor or "", now)
+        self._schedule(candidacy)
+        return self._finish(now)
+
+    def proclaim(self, key: str, uid: str, value: bytes, now: float) -> list[Effect]:
+        """Change the contender's value, for this term and for later ones.
+
+        Raises:
+            NotLeader: it does not contend.
+        """
+        candidacy = self._candidacies.get(key)
+        if candidacy is None or not candidacy.proclaim(uid, value):
+            raise NotLeader(f"{uid!r} does not contend for {key!r}")
+        return self._finish(now)
+
+    def change_members(self, members: Iterable[str], now: float) -> list[Effect]:
+        """Begin to change the member list; `MembersChanged` tells of each stage.
+
+        Removed ids never come back. A leader that is removed loses its terms: let
+        it resign to a successor first.
+
+        Raises:
+            NotSupported: a member is not known to store its state.
+            ConfigurationError: another change is under way, or an id is retired.
+        """
+        quorum = self._mail.quorum
+        if not self._storage.durable or self.id not in quorum.everyone or not self.ready:
+            raise NotSupported(
+                "the members are changed through a member that is ready and has a state_dir"
+            )
+        others = (member for member in quorum.everyone if member != self.id)
+        without = [member for member in others if not self._mail.peer(member).durable]
+        if without:
+            raise NotSupported(
+                f"not known to have a state_dir: {', '.join(without)}; a cluster without is "
+                "changed by stopping all its nodes and starting under a new cluster name"
+            )
+        self._decision.propose(joint_stage(quorum.stage, members).joining, now)
+        return self._finish(now)
+
+    def persisted(self, number: int, succeeded: bool, now: float) -> list[Effect]:
+        """The `Persist` of this number, and all before it, are done, or the last one failed."""
+        self._storage.persisted(number, succeeded, now)
+        return self._finish(now)
+
+    # --- messages ---
+
+    def _finish(self, now: float) -> list[Effect]:
+        inside = self._mail.inside
+        while inside:
+            self._handle(inside.popleft(), now)
+        return self._mail.take_effects()
+
+    def _handle(self, message: Message, now: float) -> None:
+        header = message.header
+        if header.version not in SPOKEN_VERSIONS or header.receiver != self.id:
+            self._ignore(header.sender, "another wire version, or meant for another node")
+            return
+        about_members = isinstance(message, (MembersNotice, MembersAnswer))
+        if not about_members and header.configuration != self._mail.quorum.configuration:
+            self._ignore(header.sender, "another configuration")
+            self._tell_members(header.sender, now)
+            return
+        if isinstance(message, Answer):
+            believed = self._mail.believes_answer(header, now)
+        else:
+            believed = self._mail.believes_request(header, now)
+        if believed:
+            self._handlers[type(message)](message, now)
+        else:
+            self._ignore(header.sender, "another run of the node")
+
+    def _ignore(self, sender: str, reason: str) -> None:
+        self._mail.emit(Ignored(sender, reason))
+
+    def _refusal(self, message: Message) -> str:
+        """Why this node grants nothing to it, whatever it asks for."""
+        header = message.header
+        if self._recovering is not None:
+            return RECOVERING
+        everyone = self._mail.quorum.everyone
+        if self.id not in everyone or header.sender not in everyone:
+            return NOT_A_MEMBER
+        if header.receiver_incarnation != self.incarnation:
+            # A recording of what an earlier run was asked must not bind this one.
+            return ANOTHER_RUN
+        return ""
+
+    def _on_pre_vote(self, message: PreVote, now: float) -> None:
+        key = message.key
+        refusal = self._refusal(message)
+        if refusal and refusal != ANOTHER_RUN:
+            verdict = Verdict(False, refusal, self._acceptor.term(key))
+        else:
+            verdict = self._acceptor.pre_vote(
+                key, owner_of(message), message.term, now, established=message.established
+            )
+        self._mail.send(
+            PreVoteAnswer(
+                self._mail.reply_header(message.header),
+                key,
+                verdict.granted,
+                verdict.reason,
+                verdict.term,
+                verdict.remaining,
+                verdict.rival,
+            )
+        )
+
+    def _on_vote(self, message: Vote, now: float) -> None:
+        key, owner, term = message.key, owner_of(message), message.term
+        refusal = self._refusal(message)
+        if refusal:
+            self._answer_vote(message, Verdict(False, refusal, self._acceptor.term(key)))
+            return
+        ticket = message.ticket
+        if ticket is not None and self._names(ticket, message.header.sender, owner.incarnation):
+            # It came before the release itself did.
+            self._release(ticket, now)
+        verdict = self._acceptor.vote(key, owner, term, now, established=message.established)
+        if not verdict.granted:
+            self._answer_vote(message, verdict)
+            return
+        if message.ttl:
+            number = message.header.number
+            verdict = self._acceptor.lease(key, owner, term, message.ttl, number, now)
+        self._storage.keep_term(
+            term,
+            lambda now: self._answer_vote(message, verdict),
+            lambda now: self._answer_vote(message, Verdict(False, NOT_STORED, term)),
+            now,
+        )
+
+    def _answer_vote(self, message: Vote, verdict: Verdict) -> None:
+        self._mail.send(
+            VoteAnswer(
+                self._mail.reply_header(message.header),
+                message.key,
+                verdict.granted,
+                verdict.reason,
+                verdict.term,
+                verdict.remaining,
+                verdict.promised,
+            )
+        )
+
+    def _on_lease(self, message: Lease, now: float) -> None:
+        key, number = message.key, message.header.number
+        refusal = self._refusal(message)
+        if refusal:
+            verdict = Verdict(False, refusal, self._acceptor.term(key))
+        else:
+            owner = owner_of(message)
+            verdict = self._acceptor.lease(key, owner, message.term, message.ttl, number, now)
+        self._mail.send(
+            LeaseAnswer(
+                self._mail.reply_header(message.header),
+                key,
+                verdict.granted,
+                verdict.reason,
+                verdict.term,
+                verdict.promised,
+            )
+        )
+
+    def _on_heartbeat(self, message: Heartbeat, now: float) -> None:
+        header = message.header
+        keys = self._key_sets.get(header.sender)
+        if keys is None or keys.incarnation != header.incarnation:
+            keys = self._key_sets[header.sender] = KeySet(header.incarnation)
+        if keys.is_overtaken(header.number):
+            return
+        gone = keys.apply(message)
+        for entry in gone or ():
+            self.leaders.clear(entry.key, header.sender, entry.term)
+        for entry in keys.entries.values():
+            self.leaders.note(header.sender, entry, now)
+        refusal = self._refusal(message)
+        refused: list[str] = []
+        if not refusal:
+            lease, number = self._acceptor.lease, header.number
+            for key, entry in keys.entries.items():
+                owner = Owner(header.sender, header.incarnation, entry.uid)
+                if not lease(key, owner, entry.term, entry.ttl, number, now).granted:
+                    refused.append(key)
+        self._mail.send(
+            HeartbeatAnswer(
+                self._mail.reply_header(header),
+                0 if gone is None else keys.version,
+                self.timing.lease_ceiling,
+                tuple(refused),
+                not refusal,
+                self._storage.durable,
+            )
+        )
+
+    def _on_release(self, message: Release, now: float) -> None:
+        ticket = message.ticket
+        freed = self._release(ticket, now)
+        self._mail.send(
+            ReleaseAnswer(self._mail.reply_header(message.header), ticket.key, ticket.term)
+        )
+        candidacy = self._candidacies.get(ticket.key)
+        if freed and candidacy is not None:
+            named = self._names(ticket, self.id, self.incarnation)
+            if not (named and candidacy.take_over(ticket, now)):
+                candidacy.released(ticket, now)
+            self._schedule(candidacy)
+
+    def _on_announcement(self, message: Announcement, now: float) -> None:
+        entry = message.entry
+        self.leaders.note(message.header.sender, entry, now)
+        candidacy = self._candidacies.get(entry.key)
+        if candidacy is not None and message.header.sender != self.id:
+            candidacy.another_leads(entry.term)
+            self._schedule(candidacy)
+
+    def _on_recovery(self, message: Recovery, now: float) -> None:
+        self._mail.send(
+            RecoveryAnswer(
+                self._mail.reply_header(message.header),
+                self.ready,
+                self._acceptor.floor,
+                self._acceptor.terms(),
+            )
+        )
+
+    # --- answers ---
+
+    def _on_pre_vote_answer(self, answer: PreVoteAnswer, now: float) -> None:
+        candidacy = self._candidacies.get(answer.key)
+        if candidacy is not None:
+            candidacy.pre_vote_answered(answer, now)
+            self._schedule(candidacy)
+
+    def _on_vote_answer(self, answer: VoteAnswer, now: float) -> None:
+        candidacy = self._candidacies.get(answer.key)
+        if candidacy is not None:
+            candidacy.vote_answered(answer, now)
+            self._schedule(candidacy)
+
+    def _on_lease_answer(self, answer: LeaseAnswer, now: float) -> None:
+        candidacy = self._candidacies.get(answer.key)
+        if candidacy is not None:
+            candidacy.lease_answered(answer, now)
+            self._schedule(candidacy)
+
+    def _on_heartbeat_answer(self, answer: HeartbeatAnswer, now: float) -> None:
+        peer = self._mail.peer(answer.header.sender)
+        peer.ready, peer.durable = answer.ready, answer.durable
+        self._holdings.answered(answer, now, lambda key: self._lapse(key, now))
+
+    def _on_release_answer(self, answer: ReleaseAnswer, now: float) -> None:
+        self._releases.answered(answer)
+
+    def _on_recovery_answer(self, answer: RecoveryAnswer, now: float) -> None:
+        if self._recovering is not None and self._recovering.answered(answer, now):
+            self._become_ready(now)
+
+    # --- members ---
+
+    def _new_decision(self) -> Decision:
+        return Decision(
+            self._mail, self.timing, self._storage, self._commons.random, self._begin_change
+        )
+
+    def _begin_change(self, joining: tuple[str, ...], now: float) -> None:
+        if not self.stage.joining:
+            self._go_to(joint_stage(self.stage, joining), 0, {}, now)
+
+    def _on_members_prepare(self, message: MembersPrepare, now: float) -> None:
+        if self._decides(message):
+            self._decision.on_prepare(message, now)
+
+    def _on_members_promise(self, answer: MembersPromise, now: float) -> None:
+        self._decision.on_promise(answer, now)
+
+    def _on_members_accept(self, message: MembersAccept, now: float) -> None:
+        if self._decides(message):
+            self._decision.on_accept(message, now)
+
+    def _on_members_accepted(self, answer: MembersAccepted, now: float) -> None:
+        self._decision.on_accepted(answer, now)
+
+    def _decides(self, message: Message) -> bool:
+        everyone = self._mail.quorum.everyone
+        return (
+            self._storage.durable
+            and not self.stage.joining
+            and self.id in everyone
+            and message.header.sender in everyone
+        )
+
+    def _on_members_notice(self, message: MembersNotice, now: float) -> None:
+        self._catch_up(message, now)
+        self._mail.send(
+            MembersAnswer(
+                self._mail.reply_header(message.header),
+                self.stage,
+                self._acceptor.floor,
+                self._acceptor.led_terms(),
+            )
+        )
+
+    def _on_members_answer(self, answer: MembersAnswer, now: float) -> None:
+        if self._change is not None and answer.header.receiver_incarnation == self.incarnation:
+            self._change.answered(answer, now)
+        self._catch_up(answer, now)
+
+    def _tell_members(self, receiver: str, now: float) -> None:
+        """Whoever acts under another configuration may have missed a change, or we have."""
+        if now < self._told_members_at.get(receiver, -math.inf) + self.timing.heartbeat:
+            return
+        self._told_members_at[receiver] = now
+        header = self._mail.header(receiver, self._mail.next_number())
+        terms = self._acceptor.led_terms()
+        self._mail.send(MembersNotice(header, self.stage, self._acceptor.floor, terms))
+
+    def _catch_up(self, message: MembersNotice | MembersAnswer, now: float) -> None:
+        if progress(message.stage) > progress(self.stage):
+            self._go_to(message.stage, message.floor, message.terms, now)
+
+    def _complete_change(self, change: Change, now: float) -> None:
+        self._go_to(final_stage(self.stage), change.floor, change.terms, now)
+
+    def _go_to(self, stage: Members, floor: int, terms: dict[str, int], now: float) -> None:
+        if not self._storage.durable:
+            self._ignore(self.id, "the members change, but this node has no state_dir")
+            return
+
+        def enter(now: float) -> None:
+            if progress(stage) > progress(self.stage):
+                self._act_under(stage, floor, terms, now)
+
+        self._storage.keep_stage(stage, enter, now)
+
+    def _act_under(self, stage: Members, floor: int, terms: dict[str, int], now: float) -> None:
+        self._mail.quorum = Quorum(self.cluster, self.timing, stage)
+        self._acceptor.merge(floor, terms, now)
+        self._decision = self._new_decision()
+        self._change = Change(self._mail, self.timing, now) if stage.joining else None
+        self._update_campaigning()
+        for candidacy in self._candidacies.values():
+            if self.id in self._mail.quorum.everyone:
+                candidacy.abort(now)
+            else:
+                candidacy.remove_all(now)
+            self._schedule(candidacy)
+        self._mail.emit(MembersChanged(stage))
+
+    # --- small means ---
+
+    def _become_ready(self, now: float) -> None:
+        if self._recovering is None or self._becoming_ready:
+            return
+        self._becoming_ready = True
+
+        def take_part(now: float) -> None:
+            if self._recovering is not None:
+                self._recovering.finish(now)
+                self._recovering = None
+                self._mail.emit(Ready())
+                self._update_campaigning()
+                for candidacy in self._candidacies.values():
+                    candidacy.become_ready(now)
+                    self._schedule(candidacy)
+
+        def try_again(now: float) -> None:
+            self._becoming_ready = False
+
+        # A higher ceiling must be on disk before the first promise up to it.
+        self._storage.keep_ceiling(self.timing.lease_ceiling, take_part, try_again, now)
+
+    def _update_campaigning(self) -> None:
+        is_member = self.id in self._mail.quorum.everyone
+        self._commons.may_campaign = self.ready and self._healthy and is_member
+
+    def _release(self, ticket: Ticket, now: float) -> bool:
+        self.leaders.clear(ticket.key, ticket.node, ticket.term)
+        return self._acceptor.release(ticket, now)
+
+    def _names(self, ticket: Ticket, node: str, incarnation: str) -> bool:
+        """Whether the ticket names this run of this node, under the present configuration."""
+        return (ticket.successor, ticket.successor_incarnation, ticket.configuration) == (
+            node,
+            incarnation,
+            self._mail.quorum.configuration,
+        )
+
+    def _lapse(self, key: str, now: float) -> None:
+        candidacy = self._candidacies[key]
+        candidacy.lapse(now)
+        self._schedule(candidacy)
+
+    def _schedule(self, candidacy: Candidacy) -> None:
+        key, wake_at = candidacy.key, candidacy.wake_at
+        if wake_at < self._scheduled.get(key, math.inf):
+            self._scheduled[key] = wake_at
+            heapq.heappush(self._timers, (wake_at, key))
