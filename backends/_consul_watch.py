@@ -118,16 +118,26 @@ class _Query:
         self.target = target
         self.feeds: set[Feed] = set()
         self._index = index
+        # What all who follow were told last; who joins may have read something older.
+        self._last: Snapshot | None = None
         self._asking: asyncio.Future[Snapshot] | None = None
         self._wait = 0.0
         self.task = asyncio.ensure_future(self._run())
 
     def add(self, feed: Feed) -> None:
         self.feeds.add(feed)
+        if self._last is not None:
+            feed.take(self._last, restarted=False)
         if self._asking is not None and feed.wait < self._wait:
-            self.interrupt()
+            self._interrupt()
 
-    def interrupt(self) -> None:
+    def widen(self, target: Target) -> None:
+        """Ask about more keys. What was known of fewer says nothing about those."""
+        self.target = target
+        self._index, self._last = 1, None
+        self._interrupt()
+
+    def _interrupt(self) -> None:
         """Ask again, with what has changed about who follows and what."""
         if self._asking is not None:
             self._asking.cancel()
@@ -136,10 +146,11 @@ class _Query:
         context = self._watches.context
         failures, pause = 0, 0.0
         while True:
+            target, began = self.target, context.clock.now()
             try:
                 restarted = failures > 0
                 if restarted:
-                    snapshot = await self._watches.read(self.target)
+                    snapshot = await self._watches.read(target)
                 else:
                     asked = await self._ask()
                     if asked is None:
@@ -147,7 +158,7 @@ class _Query:
                     snapshot = asked
                     if snapshot.index < self._index:
                         restarted = True
-                        snapshot = await self._watches.read(self.target)
+                        snapshot = await self._watches.read(target)
             except Exception as error:
                 # Of whatever kind: a query that ends would leave its followers deaf.
                 failures += 1
@@ -160,9 +171,11 @@ class _Query:
                 await context.clock.sleep(context.random.uniform(ceiling / 2, ceiling))
                 continue
             failures = 0
-            self._index = snapshot.index
+            if target != self.target:
+                continue
+            self._index, self._last = snapshot.index, snapshot
             news = [feed.take(snapshot, restarted) for feed in list(self.feeds)]
-            if any(news):
+            if any(news) or context.clock.now() - began >= self._wait:
                 pause = 0.0
             else:
                 pause = min(_LONGEST_PAUSE_UNCHANGED, max(_PAUSE_UNCHANGED, 2 * pause))
@@ -274,8 +287,7 @@ class Watches:
             common = shared.target.path
             while not target.path.startswith(common):
                 common = _directory_of(common.rstrip("/"))
-            shared.target = Target(common, True)
-            shared.interrupt()
+            shared.widen(Target(common, True))
         return shared
 
     async def close(self) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 
 import pytest
 
 from leadership import Candidate, Store, new_store
-from leadership.backends._consul_requests import ConsulEntry, duration_of, seconds_of
-from leadership.backends._consul_watch import Feed, Snapshot, Target
+from leadership.backends._consul_requests import duration_of, seconds_of
 from leadership.errors import ConfigurationError, KeyModified, StoreError, StoreUnavailable
 from leadership.events import (
     Event,
@@ -237,18 +235,6 @@ class TestBlockingQueries:
             assert next(states).value == b"here"  # type: ignore[union-attr]
         consul.delete(f"{key}-other")
         consul.delete(key)
-
-    @pytest.mark.backend("consul")
-    def test_one_who_joins_a_query_is_told_nothing_older_than_it_has_read(self) -> None:
-        entry = ConsulEntry("key", 5, 6)
-
-        async def scenario() -> None:
-            feed = Feed(Target("key"), Snapshot((), 7), 1)
-            assert feed.take(Snapshot((entry,), 6), restarted=False) is False
-            assert feed.take(Snapshot((entry,), 6), restarted=True) is True
-            assert (await feed.next()) == Snapshot((entry,), 6)
-
-        asyncio.run(scenario())
 
     def test_one_query_serves_all_who_follow_one_key(
         self, consul: ConsulClient, consul_relay: ConsulRelay, relayed_store: Store, key: str
