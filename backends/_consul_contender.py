@@ -263,9 +263,13 @@ class ConsulContender(Contender):
             with contextlib.suppress(StoreError):
                 async with contextlib.aclosing(watches.states(self._target, wait)) as states:
                     async for seen in states:
-                        # Or from a server that has not caught up with our own write.
-                        if seen.index >= won.modify_index and not self._is(seen.entry, won):
-                            self._tell(_what_became(seen.entry))
+                        entry = seen.entry
+                        if not self._is(entry, won) and seen.index < won.modify_index:
+                            # From a server that has not caught up with our own write, or
+                            # from one that was restored to before it: a read tells which.
+                            entry = await self._election.read(self.key)
+                        if not self._is(entry, won):
+                            self._tell(_what_became(entry))
                             return
             await self._clock.sleep(min(1.0, session.ttl / 10))
 

@@ -156,7 +156,7 @@ class _Query:
                     if asked is None:
                         continue
                     snapshot = asked
-                    if snapshot.index < self._index:
+                    if self._is_from_other_data(snapshot, context.clock.now() - began):
                         restarted = True
                         snapshot = await self._watches.read(target)
             except Exception as error:
@@ -180,6 +180,14 @@ class _Query:
             else:
                 pause = min(_LONGEST_PAUSE_UNCHANGED, max(_PAUSE_UNCHANGED, 2 * pause))
                 await context.clock.sleep(pause)
+
+    def _is_from_other_data(self, snapshot: Snapshot, elapsed: float) -> bool:
+        """Whether the server's data were replaced: nothing newer, and yet no end of the wait.
+
+        A server that was restored ends its queries with what was there before.
+        """
+        early = elapsed < 0.9 * self._wait
+        return snapshot.index < self._index or (early and snapshot.index == self._index)
 
     async def _ask(self) -> Snapshot | None:
         """One query; None when it was interrupted."""

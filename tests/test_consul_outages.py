@@ -81,6 +81,23 @@ class TestRestarts:
                 assert term.wait_lost(0) is False
             assert consul_server.keys() == []
 
+    def test_a_store_that_is_restored_to_before_the_term_tells_its_leader(
+        self, consul_server: ConsulServer, key: str
+    ) -> None:
+        with new_store(consul_server.url) as store:
+            # Its session is in the snapshot: that alone tells nothing.
+            keeper = Candidate(store, f"{key}-keeper", "k", ttl=60)
+            keeper.campaign(timeout=10)
+            snapshot = consul_server.snapshot()
+            candidate = Candidate(store, key, "a", ttl=60)
+            term = candidate.campaign(timeout=10)
+            consul_server.restore(snapshot)
+            assert term.wait_lost(5)
+            assert term.reason is not None
+            assert "deleted" in term.reason
+            candidate.stop()
+            keeper.stop()
+
     def test_a_paused_agent_ends_the_term_at_the_deadline(
         self, consul_server: ConsulServer, key: str
     ) -> None:

@@ -102,6 +102,15 @@ class ConsulClient:
     def destroy_session(self, session: str) -> None:
         self.api("PUT", f"session/destroy/{session}")
 
+    def snapshot(self) -> bytes:
+        """All data of the datacenter, for `restore`."""
+        with urllib.request.urlopen(f"http://{self.endpoints[0]}/v1/snapshot", timeout=10) as reply:
+            content: bytes = reply.read()
+        return content
+
+    def restore(self, snapshot: bytes) -> None:
+        self.api("PUT", "snapshot", snapshot)
+
     def writes(self) -> int:
         """How many entries the server's log has: the difference of two counts is of writes."""
         return int(self.api("GET", "agent/self")["Stats"]["raft"]["commit_index"])
