@@ -92,15 +92,25 @@ class Refused:
 async def _send_once(
     request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """aiohttp takes every PUT for repeatable, and sends it again where the connection is lost."""
+    """One request and its answer.
+
+    aiohttp takes every PUT for repeatable, and sends it again where the connection is
+    lost; and it would follow a redirection, with our token, to wherever that leads.
+    """
     try:
-        return await send(request)
+        response = await send(request)
     except aiohttp.ClientConnectorError:
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
         if request.method == "GET" or _is_of_tls(error):
             raise
         raise _Cut(str(error)) from error
+    if 300 <= response.status < 400:
+        response.close()
+        raise StoreError(
+            f"{request.url.host}:{request.url.port} redirects to another address: check this one"
+        )
+    return response
 
 
 class _Client(aio.HTTPClient):  # type: ignore[misc]
@@ -345,10 +355,17 @@ class Agents:
             # RuntimeError: the connections were closed under it.
             not_sent = isinstance(error, aiohttp.ClientConnectorError)
             raise _Cut(str(error) or type(error).__name__, not_sent=not_sent) from None
+        except UnicodeDecodeError as error:
+            raise _no_consul(error) from error
         link.heard_at = self._clock.now()
+        if response.headers.get("X-Consul-KnownLeader") == "false":
+            # A stale read: what it says may be old, and will never be newer.
+            raise StoreUnavailable(f"Consul at {link.endpoint}: its server knows no leader")
         if response.code in (200, 404, 409):
             index = response.headers.get("X-Consul-Index", "1")
-            return Answer(response.code, response.body, max(1, int(index)))
+            return Answer(
+                response.code, response.body, max(1, int(index)) if index.isdigit() else 1
+            )
         raise translate(response.code, response.body, link.endpoint)
 
 
@@ -388,9 +405,11 @@ def decoded(body: str, kind: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:
-        raise StoreError(
-            f"this does not look like Consul's answer ({error}): check the address"
-        ) from error
+        raise _no_consul(error) from error
+
+
+def _no_consul(error: Exception) -> StoreError:
+    return StoreError(f"this does not look like Consul's answer ({error}): check the address")
 
 
 def entries_of(answer: Answer) -> list[ConsulEntry]:
@@ -416,7 +435,7 @@ def translate(status: int, body: str, endpoint: str) -> StoreError:
         return Overloaded(f"{where}: too many requests or connections from here: {details}")
     if "Invalid Session TTL" in body:
         return ConfigurationTrouble(
-            f"{where}: {details}; ask for a longer ttl, or lower the agents' session_ttl_min"
+            f"{where}: {details}; ask for a ttl between these, or lower the agents' session_ttl_min"
         )
     if "No path to datacenter" in body:
         return StoreError(f"{where}: {details}; check the option datacenter")

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from leadership import Candidate, Store, new_store
+from leadership import Candidate, Follower, Store, new_store
 from leadership.backends._consul_requests import duration_of, seconds_of
 from leadership.errors import ConfigurationError, KeyModified, StoreError, StoreUnavailable
 from leadership.events import (
@@ -16,6 +16,7 @@ from leadership.events import (
     StoreTrouble,
     TtlGranted,
 )
+from leadership.following import LeaderState
 
 from .etcd_elections import CLOCK, told
 from .leaks import footprint
@@ -297,12 +298,59 @@ class TestTrouble:
             assert term.is_valid()
             wait_until(lambda: told(events, StoreTrouble), 10, "its being told")
 
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            Told(200, b"<html>hello</html>"),
+            Told(200, b"\xff", {"X-Consul-Index": "now"}),
+            Told(307, b"", {"Location": "http://127.0.0.1:1/"}),
+        ],
+    )
     def test_what_is_no_consul_is_said(
-        self, consul_relay: ConsulRelay, relayed_store: Store, key: str
+        self, consul_relay: ConsulRelay, relayed_store: Store, key: str, answer: Told
     ) -> None:
-        consul_relay.before = lambda asked: Told(200, b"<html>hello</html>")
-        with pytest.raises(StoreError, match="check the address"):
+        consul_relay.before = lambda asked: answer
+        with pytest.raises(StoreError, match="check th"):
             relayed_store.get(key)
+
+    def test_a_redirection_is_not_followed_with_our_token(
+        self, consul: ConsulClient, consul_relay: ConsulRelay, key: str
+    ) -> None:
+        address = f"http://{consul_relay.endpoint}/elsewhere"
+
+        def redirect(asked: Asked) -> Told:
+            return Told(307, b"", {"Location": address})
+
+        consul_relay.before = redirect
+        with new_store(consul.url_of(consul_relay.endpoint), token="secret") as store:
+            with pytest.raises(StoreError, match="redirects"):
+                store.get(key)
+        assert [asked for asked in consul_relay.asked if asked.path == "/elsewhere"] == []
+
+    def test_a_follower_of_stale_answers_knows_nothing_where_the_server_knows_no_leader(
+        self, consul: ConsulClient, consul_relay: ConsulRelay, key: str
+    ) -> None:
+        alone = False
+
+        def before(asked: Asked) -> Told | None:
+            if "index" in asked.query:
+                asked.query["wait"] = "50ms"
+            return Told(500, b"No cluster leader") if alone and "stale" not in asked.query else None
+
+        def after(asked: Asked, answer: Told) -> Told:
+            # What a server that is cut from the others has is not news.
+            answer.headers["X-Consul-KnownLeader"] = "false" if alone else "true"
+            return answer
+
+        consul_relay.before, consul_relay.after = before, after
+        address = consul.url_of(consul_relay.endpoint) + "&consistency=stale"
+        with new_store(address) as store:
+            with Follower(store, key, patience=0.1).observe() as states:
+                assert next(states).state is LeaderState.NONE
+                alone = True
+                assert next(states).state is LeaderState.UNKNOWN
+                alone = False
+                assert next(states).state is LeaderState.NONE
 
     def test_a_swap_whose_connection_is_lost_is_not_sent_again_out_of_sight(
         self, consul: ConsulClient, consul_relay: ConsulRelay, relayed_store: Store, key: str
