@@ -36,7 +36,8 @@ REPLACED = "another holds the key at the store"
 # Seconds by which each next in rank waits longer for those before it to try.
 _STEP = 0.2
 
-# Seconds after which it is tried again what a lock-delay, whose end is not told, has refused.
+# Seconds after which the next in rank tries again what a lock-delay, whose end is not told,
+# has refused. Those behind it are refused as well: they leave it more time each time.
 _LOCK_DELAYED = 0.5
 
 
@@ -65,6 +66,9 @@ class ConsulContender(Contender):
         # Whether a removal was asked for, and not confirmed: it may come late.
         self._leaving = False
         self._yield_until = -math.inf
+        # How often a lock-delay has refused us, and until when we try no more.
+        self._delays = 0
+        self._delayed_until = -math.inf
         self._feed: Feed | None = None
         self._attendance = Attendance(election.watches, key, election.context)
         self._tasks: list[asyncio.Task[None]] = []
@@ -130,7 +134,8 @@ class ConsulContender(Contender):
                     if entry is not None and entry.session is not None:
                         self._held = None
                         # Whoever waits now has seen another's term.
-                        self._yield_until = -math.inf
+                        self._yield_until = self._delayed_until = -math.inf
+                        self._delays = 0
                         await self._wait_behind(session, entry.session)
                         free_since = math.inf
                     else:
@@ -184,9 +189,7 @@ class ConsulContender(Contender):
             waiters = await self._election.places.waiters(self.key)
             if any(place.waiting.session != session.id for place in waiters):
                 await self._enter(session)
-        if not self._ahead:
-            return free_since
-        return free_since + _STEP * len(self._ahead)
+        return max(free_since + _STEP * len(self._ahead), self._delayed_until)
 
     async def _wait_behind(self, session: ConsulSession, holder: str) -> None:
         if self._place is None:
@@ -225,12 +228,24 @@ class ConsulContender(Contender):
         self._unsure = unsure
         if not isinstance(done, Refused):
             self._held, self._place, self._handed = done[-1], None, False
+            self._delays = 0
             return self._held
         if done.because("lock delay"):
-            await self._clock.sleep(self._election.context.random.uniform(0.5, 1) * _LOCK_DELAYED)
+            await self._stand_back(session)
         elif not (done.because("check") or done.because("exist") or done.because("held")):
             raise StoreError(f"Consul does not let us acquire {self.key!r}: {done.errors[0].what}")
         return None
+
+    async def _stand_back(self, session: ConsulSession) -> None:
+        """A lock-delay refuses everybody: wait a while, the longer the more are before us."""
+        if self._place is not None:
+            self._rank(await self._election.places.waiters(self.key))
+        self._delays += 1
+        behind = _STEP * len(self._ahead) * 2 ** min(self._delays, 8)
+        # By then those before us that died have lost their places.
+        behind = min(behind, 2 * session.ttl)
+        pause = self._election.context.random.uniform(0.5, 1) * _LOCK_DELAYED
+        self._delayed_until = self._clock.now() + behind + pause
 
     async def _next(
         self, session: ConsulSession, feed: Feed, seen: Snapshot, until: float

@@ -33,8 +33,11 @@ class Election:
         self.agents = agents
         self.watches = watches
         self.context = context
+        told: set[tuple[float, float]] = set()
         self.sessions: SessionPool[ConsulSession] = SessionPool(
-            lambda ttl: asyncio.ensure_future(ConsulSession.open(agents, context, options, ttl))
+            lambda ttl: asyncio.ensure_future(
+                ConsulSession.open(agents, context, options, ttl, told)
+            )
         )
         self.places = Places(agents, watches, context)
         self._tasks: set[asyncio.Future[Any]] = set()

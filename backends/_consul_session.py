@@ -112,7 +112,13 @@ class ConsulSession(Session):
     """
 
     def __init__(
-        self, agents: Agents, context: Context, options: SessionOptions, session: str, ttl: float
+        self,
+        agents: Agents,
+        context: Context,
+        options: SessionOptions,
+        session: str,
+        ttl: float,
+        told: set[tuple[float, float]],
     ) -> None:
         self._agents = agents
         self._context = context
@@ -129,20 +135,30 @@ class ConsulSession(Session):
         self._making: asyncio.Future[str] | None = None
         self._failures = 0
         self._told_cut = False
+        self._told = told
         self.confirmed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
-        cls, agents: Agents, context: Context, options: SessionOptions, ttl: float
+        cls,
+        agents: Agents,
+        context: Context,
+        options: SessionOptions,
+        ttl: float,
+        told: set[tuple[float, float]],
     ) -> ConsulSession:
-        """Make a session, and renew it once: that tells which ttl the server grants."""
+        """Make a session, and renew it once: that tells which ttl the server grants.
+
+        Args:
+            told: the pairs of an asked and another granted ttl that were told already.
+        """
         # The lease clock starts before the send: the server's cannot have started earlier.
         sent_at = context.clock.now()
         made = await create_session(
             agents, ttl, options, name="leadership: an election", deletes=False
         )
-        session = cls(agents, context, options, made, ttl)
+        session = cls(agents, context, options, made, ttl, told)
         session.lease.confirm(sent_at, ttl)
         try:
             await session._renew()
@@ -235,9 +251,10 @@ class ConsulSession(Session):
         self.confirmed = asyncio.Event()
         now = self._clock.now()
         self._context.emit(LeaseRenewed("", now, now - sent_at, self.lease.valid_until))
-        if granted != self.ttl:
-            # A server under load asks for fewer renewals.
-            self.ttl = granted
+        # A server under load asks for fewer renewals.
+        self.ttl = granted
+        if granted != self._asked and (self._asked, granted) not in self._told:
+            self._told.add((self._asked, granted))
             self._context.emit(TtlGranted("", now, self._asked, granted))
         if self._waiting is not None:
             await self._renew_waiting(self._waiting, limit)

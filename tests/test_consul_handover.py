@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from leadership import Candidate, Store, new_store
+from leadership import Candidate, Store, aio, new_store
 from leadership.backends._consul_requests import LOCK_FLAGS
 from leadership.backends._consul_watch import Feed, Snapshot, Target
 from leadership.errors import StoreUnavailable
@@ -131,6 +132,37 @@ class TestHandingOver:
             assert next(standings) is False
         consul.destroy_session(session)
         consul.delete(key)
+
+
+def test_while_a_lock_delay_lasts_those_further_back_hardly_try(
+    consul: ConsulClient, consul_relay: ConsulRelay, key: str
+) -> None:
+    """As after the death of one who used another client: those delay by 15 s if not told else."""
+
+    async def scenario() -> int:
+        session = consul.api("PUT", "session/create", {"LockDelay": "3s"})["ID"]
+        assert consul.put(key, b"theirs", acquire=session, flags=str(LOCK_FLAGS))
+        async with contextlib.AsyncExitStack() as stack:
+            address = consul.url_of(consul_relay.endpoint)
+            store = await stack.enter_async_context(aio.new_store(address))
+            runs = [
+                asyncio.ensure_future(aio.Candidate(store, key, str(n), ttl=60).campaign())
+                for n in range(30)
+            ]
+            await async_wait_until(lambda: len(places(consul, key)) == 30, 20, "all to wait")
+            consul_relay.asked.clear()
+            consul.destroy_session(session)
+            done, others = await asyncio.wait(runs, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            assert len(done) == 1
+            tries = sum(asked.does("lock", key) for asked in consul_relay.asked)
+            for run in others:
+                run.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+        return tries
+
+    # The first in rank tries every half second; each other the less often the further back.
+    assert asyncio.run(scenario()) < 50
+    assert consul.keys(key) == []
 
 
 class TestContenders:
