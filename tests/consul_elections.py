@@ -19,6 +19,7 @@ from leadership.lease import Claim
 
 from .servers.consul_client import ConsulClient
 from .servers.consul_relay import ConsulRelay
+from .servers.fault_proxy import FaultProxy
 from .waiting import wait_until
 
 
@@ -32,6 +33,13 @@ def consul_store(consul: ConsulClient, events: list[Event]) -> Iterator[Store]:
 def consul_relay(consul: ConsulClient) -> Iterator[ConsulRelay]:
     with ConsulRelay(consul.endpoint) as relay:
         yield relay
+
+
+@pytest.fixture
+def consul_proxy(consul: ConsulClient) -> Iterator[FaultProxy]:
+    host, _, port = consul.endpoint.rpartition(":")
+    with FaultProxy(int(port), host) as proxy:
+        yield proxy
 
 
 @pytest.fixture

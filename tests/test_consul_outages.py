@@ -145,37 +145,31 @@ class TestRestarts:
 class TestCuts:
     """The way to Consul goes through a relay that can be cut."""
 
-    @pytest.fixture
-    def relay(self, consul: ConsulClient) -> Iterator[FaultProxy]:
-        host, _, port = consul.endpoint.rpartition(":")
-        with FaultProxy(int(port), host) as proxy:
-            yield proxy
-
     @pytest.mark.parametrize("mode", ["stall", "up", "down", "reset"])
     def test_a_cut_leader_ends_by_its_deadline_before_another_leads(
         self,
         consul: ConsulClient,
-        relay: FaultProxy,
+        consul_proxy: FaultProxy,
         key: str,
         mode: str,
         pool: ThreadPoolExecutor,
     ) -> None:
         with (
-            new_store(consul.url_of(relay.endpoint), request_timeout=1) as cut,
+            new_store(consul.url_of(consul_proxy.endpoint), request_timeout=1) as cut,
             new_store(consul.url) as whole,
         ):
             first, second = Candidate(cut, key, "a", ttl=1), Candidate(whole, key, "b", ttl=1)
             old = first.campaign(timeout=10)
             waiting = pool.submit(second.campaign)
             until_waiting(consul, key)
-            relay.set(mode)
+            consul_proxy.set(mode)
             assert old.wait_lost(10)
             assert CLOCK.now() - old.valid_until < 0.5, "told late"
             assert not first.is_leader()
             new = waiting.result(20)
             assert new.elected_at >= old.valid_until
             assert new.token > old.token
-            relay.set("pass")
+            consul_proxy.set("pass")
             # The cut one comes back, and finds nothing of its own left.
             again = pool.submit(first.campaign)
             until_waiting(consul, key)
@@ -186,11 +180,11 @@ class TestCuts:
 
     @pytest.mark.parametrize("mode", ["stall", "reset"])
     def test_two_agents_one_of_which_is_dead_or_silent(
-        self, consul: ConsulClient, relay: FaultProxy, key: str, mode: str
+        self, consul: ConsulClient, consul_proxy: FaultProxy, key: str, mode: str
     ) -> None:
-        with new_store(consul.url_of(f"{relay.endpoint},{consul.endpoint}")) as store:
+        with new_store(consul.url_of(f"{consul_proxy.endpoint},{consul.endpoint}")) as store:
             with Candidate(store, key, "a", ttl=2).campaign(timeout=10) as term:
-                relay.set(mode)
+                consul_proxy.set(mode)
                 first = term.valid_until
                 assert term.wait_lost(2.5) is False, "lost although one agent lives"
                 assert term.valid_until > first
@@ -204,21 +198,6 @@ class TestCuts:
     ) -> None:
         with new_store(consul.url_of(f"127.0.0.1:1,{consul.endpoint}")) as store:
             assert Candidate(store, key, "a", ttl=15).campaign(timeout=10).is_valid()
-
-    def test_the_first_outage_is_raised_out_of_a_wait_without_retry(
-        self, consul: ConsulClient, relay: FaultProxy, key: str, pool: ThreadPoolExecutor
-    ) -> None:
-        with (
-            new_store(consul.url_of(relay.endpoint), request_timeout=1) as cut,
-            new_store(consul.url) as whole,
-            Candidate(whole, key, "a", ttl=15).campaign(timeout=10),
-        ):
-            waiting = pool.submit(Candidate(cut, key, "b", ttl=1, retry=None).campaign)
-            until_waiting(consul, key)
-            relay.set("stall")
-            with pytest.raises(StoreUnavailable):
-                waiting.result(10)
-            relay.set("pass")
 
 
 class TestSilence:
