@@ -8,7 +8,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: install test test-slow demo bench check clean
+.PHONY: install test long demo bench check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -28,9 +28,9 @@ $(INSTALLED): pyproject.toml
 test: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest $(PYTEST_ARGS)
 
-# What needs minutes, because a server's default times cannot be made shorter.
-test-slow: install
-	$(WITH_SERVERS) $(RUN)/python -m pytest -m slow $(PYTEST_ARGS)
+# What needs minutes: a server's default times, which cannot be made shorter, and large rounds.
+long: install
+	$(WITH_SERVERS) $(RUN)/python -m pytest -m long $(PYTEST_ARGS)
 
 demo: install
 	$(RUN)/leadership demo

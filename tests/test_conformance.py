@@ -88,7 +88,7 @@ class TestConsul(BackendConformance):
         return new_store(self.server.url_of(proxy.endpoint)), cut_off
 
 
-@pytest.mark.slow
+@pytest.mark.long
 class TestConsulAsItComes(TestConsul):
     """With the server's own settings, under which no session is shorter than 10 s."""
 

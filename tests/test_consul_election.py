@@ -33,11 +33,14 @@ class TestTwoProcesses:
     @pytest.fixture
     def two(self, consul: ConsulClient, key: str) -> Iterator[tuple[CandidateProcess, ...]]:
         """The one that leads, and the one that waits."""
-        with CandidateProcess(consul.url, key, "first", TTL) as first:
-            first.wait("elected")
-            with CandidateProcess(consul.url, key, "second", TTL) as second:
-                until_waiting(consul, key)
-                yield first, second
+        with (
+            CandidateProcess(consul.url, key, "first", TTL) as first,
+            CandidateProcess(consul.url, key, "second", TTL) as second,
+        ):
+            until_waiting(consul, key)
+            held = consul.entry(key)
+            assert held is not None
+            yield (first, second) if held["Value"] == b"first" else (second, first)
 
     def test_after_sigkill_the_other_leads_within_twice_the_ttl(
         self, two: tuple[CandidateProcess, ...]
@@ -49,18 +52,7 @@ class TestTwoProcesses:
         assert new["at"] - at < 2 * TTL + 0.5
         assert new["token"] > old["token"]
 
-    def test_after_resign_the_other_leads_at_once(self, two: tuple[CandidateProcess, ...]) -> None:
-        leader, other = two
-        old = leader.wait("standing", leader=True)
-        ordered = CLOCK.now()
-        leader.order("resign")
-        new = other.wait("standing", leader=True)
-        # The bar of 60 ms is measured by `bench/handover.py`; two busy cores get ten times that.
-        assert new["at"] - ordered < 0.6
-        assert new["token"] > old["token"]
-        assert leader.wait("resigned")["led"] is True
-
-    def test_who_slept_through_its_lease_is_not_leader_when_it_wakes(
+    def test_who_slept_through_its_lease_is_not_leader_when_it_wakes_and_leads_after_a_resignation(
         self, two: tuple[CandidateProcess, ...], consul: ConsulClient, key: str
     ) -> None:
         leader, other = two
@@ -74,8 +66,14 @@ class TestTwoProcesses:
         assert checked["leader"] is False, (leader.said[-5:], old, new)
         assert checked["token"] == old["token"] < new["token"]
         until_waiting(consul, key)
+        ordered = CLOCK.now()
         other.order("resign")
-        assert leader.wait("standing", leader=True)["token"] > new["token"]
+        third = leader.wait("standing", leader=True)
+        assert third["token"] > new["token"]
+        # The bar of 60 ms is measured by `bench/consul_handover.py`; two busy cores get ten
+        # times that.
+        assert third["at"] - ordered < 0.6
+        assert other.wait("resigned")["led"] is True
 
 
 class TestOtherClients:
@@ -240,8 +238,9 @@ class TestWhatGoesMissing:
             second.stop()
 
 
-def test_of_two_hundred_who_wait_one_tries_when_the_leader_changes(
-    consul_server: ConsulServer, key: str, events: list[Event]
+@pytest.mark.parametrize("number", [40, pytest.param(200, marks=pytest.mark.long)])
+def test_of_many_who_wait_one_tries_when_the_leader_changes(
+    consul_server: ConsulServer, key: str, events: list[Event], number: int
 ) -> None:
     async def scenario() -> list[int]:
         counts = []
@@ -254,12 +253,12 @@ def test_of_two_hundred_who_wait_one_tries_when_the_leader_changes(
                     await candidate.resign()
 
         def are_waiting() -> bool:
-            return len(places(consul_server, key)) == 199
+            return len(places(consul_server, key)) == number - 1
 
         async with aio.new_store(consul_server.url, hooks=[events.append]) as store:
             runs = [
                 asyncio.ensure_future(lead_by_turns(aio.Candidate(store, key, str(n), ttl=60)))
-                for n in range(200)
+                for n in range(number)
             ]
             await async_wait_until(are_waiting, 60, "all to wait")
             for led in range(1, 6):

@@ -21,6 +21,8 @@ from .servers.consul_relay import Asked, ConsulRelay, LostReplyError, StallError
 from .servers.fault_proxy import FaultProxy
 from .waiting import wait_until
 
+LONG = pytest.mark.long
+
 
 class Terms:
     """Candidates in their loops, and the tokens of their terms in the order in which they began."""
@@ -68,6 +70,7 @@ class TestRestarts:
             terms.end()
             assert consul_server.keys() == []
 
+    @LONG
     def test_a_short_restart_keeps_the_leader(
         self, consul_server: ConsulServer, key: str, events: list[Event]
     ) -> None:
@@ -145,7 +148,9 @@ class TestRestarts:
 class TestCuts:
     """The way to Consul goes through a relay that can be cut."""
 
-    @pytest.mark.parametrize("mode", ["stall", "up", "down", "reset"])
+    @pytest.mark.parametrize(
+        "mode", ["stall", "down", *(pytest.param(each, marks=LONG) for each in ("up", "reset"))]
+    )
     def test_a_cut_leader_ends_by_its_deadline_before_another_leads(
         self,
         consul: ConsulClient,
@@ -178,7 +183,7 @@ class TestCuts:
             first.stop()
             assert consul.keys(key) == []
 
-    @pytest.mark.parametrize("mode", ["stall", "reset"])
+    @pytest.mark.parametrize("mode", ["stall", pytest.param("reset", marks=LONG)])
     def test_two_agents_one_of_which_is_dead_or_silent(
         self, consul: ConsulClient, consul_proxy: FaultProxy, key: str, mode: str
     ) -> None:

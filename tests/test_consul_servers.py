@@ -23,7 +23,7 @@ def test_a_started_server_takes_writes_and_counts_them(consul: ConsulClient, key
     assert consul.keys(key) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_session_may_live_one_second_and_ten_with_default_times(
     consul: ConsulClient, default_consul: ConsulServer
 ) -> None:
@@ -32,7 +32,7 @@ def test_a_session_may_live_one_second_and_ten_with_default_times(
         default_consul.api("PUT", "session/create", {"TTL": "9s"})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_server_is_gone_and_comes_back_with_its_data(
     consul_server: ConsulServer, key: str
 ) -> None:
@@ -45,7 +45,7 @@ def test_a_killed_server_is_gone_and_comes_back_with_its_data(
     assert consul_server.entry(key)["Value"] == b"1"  # type: ignore[index]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_survives_its_leader(consul_cluster: ConsulCluster, key: str) -> None:
     first = consul_cluster.leader()
     first.kill()
@@ -76,6 +76,7 @@ def test_the_relay_hands_on_changes_and_loses(
     consul.delete(key)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("consul")
 def test_run_gives_the_command_a_consul() -> None:
     program = "import os, sys; sys.exit(not sys.argv[1] == os.environ['LEADERSHIP_STORE'])"
