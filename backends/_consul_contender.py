@@ -111,8 +111,9 @@ class ConsulContender(Contender):
     async def _campaign_on(self, session: ConsulSession) -> ConsulEntry | None:
         """Wait for the lead on one session; None when that ended: a new one is needed."""
         self._told = None
-        seen = await self._election.watches.read(self._target)
-        async with self._election.watches.following(self._target, seen) as feed:
+        watches = self._election.watches
+        seen = await watches.read(self._target)
+        async with watches.following(self._target, seen) as feed:
             self._feed = feed
             try:
                 free_since = self._clock.now()
@@ -129,7 +130,7 @@ class ConsulContender(Contender):
                         won = await self._prove(session, feed)
                         if won is not None:
                             return won
-                        seen = await self._election.watches.read(self._target)
+                        seen = await watches.read_for(feed)
                         continue
                     if entry is not None and entry.session is not None:
                         self._held = None
@@ -146,7 +147,7 @@ class ConsulContender(Contender):
                             if won is not None and session.lease.is_valid():
                                 return won
                             # Lost the race, or the session may have lapsed: read what is true.
-                            seen = await self._election.watches.read(self._target)
+                            seen = await watches.read_for(feed)
                             continue
                         seen = await self._next(session, feed, seen, turn)
                         continue
@@ -266,7 +267,7 @@ class ConsulContender(Contender):
                 if self._place is None:
                     # By a hand-over to us, or by somebody: who leaves now has to look, too.
                     self._unsure = True
-                    return await self._election.watches.read(self._target)
+                    return await self._election.watches.read_for(feed)
 
     # --- while it leads ---
 
@@ -283,6 +284,9 @@ class ConsulContender(Contender):
                             # From a server that has not caught up with our own write, or
                             # from one that was restored to before it: a read tells which.
                             entry = await self._election.read(self.key)
+                            if self._is(entry, won):
+                                # To follow from what was read now.
+                                break
                         if not self._is(entry, won):
                             self._tell(_what_became(entry))
                             return

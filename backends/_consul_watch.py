@@ -79,6 +79,14 @@ class Feed:
         self._some.set()
         return True
 
+    def have(self, seen: Snapshot) -> None:
+        """The follower has read by itself: from here on changes are those from `seen`.
+
+        Else what was there before, is gone in `seen` and comes back would be no change.
+        """
+        if self._latest is None or self._latest.index <= seen.index:
+            self._seen, self._latest = seen, None
+
     def cut(self, error: Exception) -> None:
         self._error = error
         self._some.set()
@@ -238,6 +246,15 @@ class Watches:
         answer = await self.agents.poll(_path(target), [*_parameters(target), *mode], index, wait)
         return Snapshot(tuple(entries_of(answer)), answer.index)
 
+    async def read_for(self, feed: Feed) -> Snapshot:
+        """As `read`, of what the feed is about, by its follower."""
+        seen = await self.read(feed.target)
+        feed.have(seen)
+        for query in self._all():
+            if feed in query.feeds:
+                query.add(feed)
+        return seen
+
     def follow(self, target: Target, seen: Snapshot, wait: float) -> Feed:
         """Be told of what comes after `seen`, until `leave`."""
         feed = Feed(target, seen, wait)
@@ -252,7 +269,7 @@ class Watches:
 
     def leave(self, feed: Feed) -> None:
         """End a feed, and with the last one the query."""
-        for query in [*self._queries.values(), *([self._shared] if self._shared else [])]:
+        for query in self._all():
             if feed in query.feeds:
                 query.feeds.discard(feed)
                 if not query.feeds:
@@ -286,6 +303,9 @@ class Watches:
                 if snapshot is not None:
                     yield snapshot
 
+    def _all(self) -> list[_Query]:
+        return [*self._queries.values(), *([self._shared] if self._shared else [])]
+
     def _share(self, target: Target) -> _Query:
         """The query that many keys share, on a directory that holds this one too."""
         shared = self._shared
@@ -299,7 +319,7 @@ class Watches:
         return shared
 
     async def close(self) -> None:
-        queries = [*self._queries.values(), *([self._shared] if self._shared else [])]
+        queries = self._all()
         self._queries.clear()
         self._shared = None
         for query in queries:

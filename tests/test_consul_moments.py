@@ -25,7 +25,7 @@ class Interruption:
         self._at = at
         self._done = done
         self._send = backend._agents._send
-        backend._agents._send = self._counted  # type: ignore[method-assign]
+        backend._agents._send = self._counted  # type: ignore[method-assign, assignment]
 
     async def _counted(self, *arguments: Any) -> Any:
         now = self.task is not None and next(self._requests) == self._at

@@ -104,6 +104,26 @@ async def test_one_who_joins_a_query_that_knows_more_than_it_has_read_is_told() 
                 assert await feed.next() == Snapshot((), 7)
 
 
+@pytest.mark.parametrize("told_before_the_read", [False, True])
+@on_a_loop
+async def test_what_comes_back_after_another_was_read_is_told(told_before_the_read: bool) -> None:
+    async with scripted() as (watches, agents, _):
+        feed = watches.follow(Target("key"), Snapshot((), 5), 10)
+        query = await agents.question()
+        reading = asyncio.ensure_future(watches.read_for(feed))
+        await settle()
+        read = agents.open[1]
+        if told_before_the_read:
+            query.answer(7)
+            await settle()
+        read.answer(6, entry("key", 6))
+        assert await reading == Snapshot((entry("key", 6),), 6)
+        if not told_before_the_read:
+            query.answer(7)
+        async with asyncio.timeout(5):
+            assert await feed.next() == Snapshot((), 7)
+
+
 class TestSharing:
     @pytest.fixture(autouse=True)
     def _all_share(self, monkeypatch: pytest.MonkeyPatch) -> None:
