@@ -72,7 +72,7 @@ def test_who_is_cancelled_in_its_campaign_leaves_nothing(
     assert set(consul.sessions()) <= before
 
 
-@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("done", [pytest.param(False, marks=pytest.mark.long), True])
 def test_who_is_cancelled_while_it_waits_or_is_handed_the_key_leaves_nothing(
     consul: ConsulClient, key: str, done: bool
 ) -> None:
