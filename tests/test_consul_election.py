@@ -329,6 +329,7 @@ def test_a_ttl_below_what_the_agents_take_is_told(consul: ConsulClient, key: str
             Candidate(store, key, "a", ttl=0.5).campaign(timeout=10)
 
 
+@pytest.mark.long
 def test_an_interpreter_that_ends_leaves_nothing(consul: ConsulClient, key: str) -> None:
     program = f"""
 from leadership import Candidate, new_store

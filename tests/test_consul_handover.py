@@ -134,6 +134,7 @@ class TestHandingOver:
         consul.delete(key)
 
 
+@pytest.mark.long
 def test_while_a_lock_delay_lasts_those_further_back_hardly_try(
     consul: ConsulClient, consul_relay: ConsulRelay, key: str
 ) -> None:

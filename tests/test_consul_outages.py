@@ -101,6 +101,7 @@ class TestRestarts:
             candidate.stop()
             keeper.stop()
 
+    @LONG
     def test_a_paused_agent_ends_the_term_at_the_deadline(
         self, consul_server: ConsulServer, key: str
     ) -> None:
@@ -183,7 +184,8 @@ class TestCuts:
             first.stop()
             assert consul.keys(key) == []
 
-    @pytest.mark.parametrize("mode", ["stall", pytest.param("reset", marks=LONG)])
+    @LONG
+    @pytest.mark.parametrize("mode", ["stall", "reset"])
     def test_two_agents_one_of_which_is_dead_or_silent(
         self, consul: ConsulClient, consul_proxy: FaultProxy, key: str, mode: str
     ) -> None:
