@@ -8,7 +8,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: install test demo bench check clean
+.PHONY: install test demo bench simulate mutants check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -33,6 +33,14 @@ demo: install
 
 bench: install
 	$(WITH_SERVERS) $(RUN)/python -m bench.handover $(BENCH_ARGS)
+
+# make simulate SEEDS=100000 [FROM=0] plays many schedules of the peers core; SEED=n plays one, to read.
+simulate: install
+	@$(RUN)/python -m tests.simulate SEEDS=$(SEEDS) FROM=$(FROM) SEED=$(SEED)
+
+# The peers core with each rule taken out: by how many seeds it is caught.
+mutants: install
+	@$(RUN)/python -m tests.quorum_mutants
 
 check: install
 	$(RUN)/ruff check
