@@ -29,7 +29,7 @@ test: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest $(PYTEST_ARGS)
 
 demo: install
-	$(WITH_SERVERS) $(RUN)/python -m tests.servers.run etcd -- $(RUN)/leadership demo --store '{url}'
+	$(RUN)/leadership demo
 
 bench: install
 	$(WITH_SERVERS) $(RUN)/python -m bench.handover $(BENCH_ARGS)

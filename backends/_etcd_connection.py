@@ -105,7 +105,7 @@ class Connection:
     ) -> None:
         self._endpoints = endpoints
         self._credentials = credentials
-        self._timeout = timeout
+        self.timeout = timeout
         self._clock = clock
         self._at = 0
         self._link: Link | None = None
@@ -118,6 +118,13 @@ class Connection:
         self._room = asyncio.Semaphore(_AT_ONCE)
         self.on_abandon: Callable[[], None] = lambda: None
         """Called when the present link was given up: streams on it are void."""
+
+    def is_cut(self, failures: int) -> bool:
+        """Whether the store is out of reach, after so many failures of a stream in a row.
+
+        One that dies is opened again, at the next endpoint: that alone is no outage.
+        """
+        return failures >= max(2, len(self._endpoints))
 
     # --- links ---
 
@@ -198,7 +205,7 @@ class Connection:
             StoreUnavailable: no answer; a write may or may not have happened.
             StoreError: the server refused.
         """
-        limit = self._timeout if timeout is None else timeout
+        limit = self.timeout if timeout is None else timeout
         deadline = self._clock.now() + limit
         tries_left = len(self._endpoints)
         renewed = False
@@ -213,10 +220,17 @@ class Connection:
                 link.heard_at = self._clock.now()
                 return answer
             except grpc.aio.AioRpcError as error:
-                if is_old_token(error) and not renewed:
-                    renewed = True
-                    self._token = None
-                    continue
+                if is_old_token(error) and self.identifies:
+                    link.heard_at = self._clock.now()
+                    self.forget_token()
+                    if not renewed:
+                        renewed = True
+                        continue
+                    # No refusal: the next one may do, as after a change of users or rights.
+                    raise StoreUnavailable(
+                        f"etcd at {link.endpoint} refuses the token that it has just given: "
+                        f"{error.details()}"
+                    ) from None
                 failure = translate(error, link.endpoint)
                 not_sent = _NOT_SENT in (error.details() or "")
             except _Cut as error:
@@ -250,7 +264,7 @@ class Connection:
         """What a stream has to be opened with; a link that does not give it is given up."""
         asked_at = self._clock.now()
         try:
-            token = await self._metadata(link, self._timeout if timeout is None else timeout)
+            token = await self._metadata(link, self.timeout if timeout is None else timeout)
         except grpc.aio.AioRpcError as error:
             failure = translate(error, link.endpoint)
         except _Cut as error:

@@ -33,6 +33,8 @@ class Holder(Protocol):
 
     def entry_gone(self, reason: str) -> None: ...
 
+    def cut_off(self, error: StoreUnavailable) -> None: ...
+
 
 class EtcdSession(Session):
     """One etcd lease, kept alive on one stream, and proved by reading one of its entries.
@@ -61,6 +63,7 @@ class EtcdSession(Session):
         self.removals: dict[bytes, asyncio.Future[None]] = {}
         self._stream: tuple[Link, Any] | None = None
         self._failures = 0
+        self._told_cut = False
         self.confirmed = asyncio.Event()
         self._task = asyncio.ensure_future(self._keep())
 
@@ -121,11 +124,20 @@ class EtcdSession(Session):
                     self._context.emit(
                         StoreTrouble("", self._clock.now(), str(error), self._failures, pause)
                     )
+                # And once per outage to who waits: that asks for itself from then on.
+                if self._connection.is_cut(self._failures) and not self._told_cut:
+                    self._told_cut = True
+                    self._tell_cut(StoreUnavailable(f"the lease is not renewed: {error}"))
             else:
                 pause = self.ttl / 3
                 if self._failures:
                     self._context.emit(StoreRecovered("", self._clock.now(), self._failures))
                     self._failures = 0
+                    self._told_cut = False
+
+    def _tell_cut(self, error: StoreUnavailable) -> None:
+        for holder in list(self.entries.values()):
+            holder.cut_off(error)
 
     async def _renew(self) -> None:
         limit = min(self.ttl / 4, self._context.request_timeout)
@@ -195,13 +207,15 @@ class EtcdSession(Session):
         """Read one of our entries; if it is gone, find out whether the lease is, or only it."""
         while self.entries:
             key, holder = next(iter(self.entries.items()))
+            # Of what is asked about now: it may have another one when the answers are here.
+            revision = holder.revision
             answer = await self._connection.call_now(
                 lambda link: link.kv.Range,
                 etcdrpc.RangeRequest(key=key, keys_only=True),
                 repeatable=True,
                 timeout=limit,
             )
-            if answer.kvs and answer.kvs[0].create_revision == holder.revision:
+            if answer.kvs and answer.kvs[0].create_revision == revision:
                 return
             left = await self._connection.call_now(
                 lambda link: link.lease.LeaseTimeToLive,
@@ -212,7 +226,7 @@ class EtcdSession(Session):
             if left.TTL < 0:
                 raise SessionLost("it has expired or was revoked")
             # Unless it was removed by ourselves meanwhile, the entry alone is lost.
-            if self.entries.get(key) is holder:
+            if self.entries.get(key) is holder and holder.revision == revision:
                 del self.entries[key]
                 holder.entry_gone(DELETED)
 

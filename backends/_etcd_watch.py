@@ -84,8 +84,9 @@ class Watches:
         self._creating: collections.deque[Watch] = collections.deque()
         self._requests: asyncio.Queue[Any] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
-        self._stream: Any = None
         self._call: Any = None
+        # Streams in a row on which no watch came about.
+        self._failures = 0
 
     def watch(
         self,
@@ -116,6 +117,11 @@ class Watches:
             self._task.cancel()
             self._task = None
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether the store is out of reach, and not only a stream that died to be opened again."""
+        return self._connection.is_cut(self._failures)
+
     def interrupt(self) -> None:
         """The connection gave up its link: a stream on it is void."""
         if self._call is not None:
@@ -140,11 +146,13 @@ class Watches:
             try:
                 await self._read_stream()
             except StoreError as error:
-                self._tell_cut(error)
+                failure = error
             except Exception as error:
                 # Whatever it was: a stream that is not opened again would leave
                 # every watch deaf, and nobody would know.
-                self._tell_cut(StoreUnavailable(f"the watch stream broke: {error!r}"))
+                failure = StoreUnavailable(f"the watch stream broke: {error!r}")
+            self._failures += 1
+            self._tell_cut(failure)
             if self._clock.now() - began > 2 * _LONGEST_PAUSE:
                 pause = _PAUSE
             await self._clock.sleep(pause)
@@ -163,12 +171,19 @@ class Watches:
         writer = asyncio.ensure_future(self._write(call, self._requests))
         for watch in list(self._watches):
             self._create(watch)
+        opened_at = self._clock.now()
         try:
-            while True:
-                response = await call.read()
-                if response is END_OF_STREAM:
-                    raise StoreUnavailable(f"etcd at {link.endpoint} ended the watch stream")
-                self._take(response)
+            # Only for the first answer: on a stream that stands silence is no trouble.
+            async with asyncio.timeout(self._connection.timeout) as patience:
+                while True:
+                    response = await call.read()
+                    patience.reschedule(None)
+                    if response is END_OF_STREAM:
+                        raise StoreUnavailable(f"etcd at {link.endpoint} ended the watch stream")
+                    self._take(response)
+        except TimeoutError:
+            self._connection.abandon_if_silent(link, opened_at)
+            raise StoreUnavailable(f"etcd at {link.endpoint} opened no watch in time") from None
         except grpc.aio.AioRpcError as error:
             raise self._failed(link, error) from None
         except grpc.aio.UsageError as error:
@@ -220,7 +235,9 @@ class Watches:
             watch = self._creating.popleft()
             if response.canceled:
                 self._refused(watch, response)
-            elif watch.cancelled:
+                return
+            self._failures = 0
+            if watch.cancelled:
                 self._end(response.watch_id)
             elif response.header.revision + 1 < watch.revision:
                 # The store was restored from a backup, or this member lags

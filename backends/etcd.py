@@ -69,7 +69,7 @@ class EtcdBackend(Backend):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability)
-    minimum_ttl: ClassVar[float] = 1.0
+    minimum_ttl: float = 1.0
     # etcd's limit for a request is 1.5 MiB, and key and condition are in it.
     maximum_value_size: ClassVar[float] = 1.5 * 1024 * 1024 - _ROOM_FOR_THE_REST
     conditions: ClassVar[str] = (
@@ -204,7 +204,7 @@ class EtcdBackend(Backend):
         )
         # The root is in no range of its own descendants' but the one of all keys.
         itself = [deleting(directory.encode())] if directory else []
-        answer = await self._election.txn(etcdrpc.TxnRequest(success=[*itself, below]))
+        answer = await self._write(etcdrpc.TxnRequest(success=[*itself, below]))
         leases = self._ttl_leases.drop_tree(directory, answer.header.revision)
         await asyncio.gather(*map(self._revoke, leases))
 

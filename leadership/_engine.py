@@ -12,6 +12,7 @@ import collections
 import concurrent.futures
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
@@ -43,6 +44,10 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="leadership-engine", daemon=True)
         self._thread.start()
         atexit.register(self._at_exit)
+        # A child process of multiprocessing ends without the interpreter's own end.
+        processes: Any = sys.modules.get("multiprocessing.util")
+        if processes is not None:
+            processes.Finalize(None, self._at_exit, exitpriority=0)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -90,6 +95,11 @@ class Engine:
             self._check()
             self.loop.call_soon_threadsafe(act)
 
+    @property
+    def closing(self) -> bool:
+        """Whether the interpreter is ending: everything is closed, or will be at once."""
+        return self._closing
+
     def is_current_thread(self) -> bool:
         return threading.current_thread() is self._thread
 
@@ -103,7 +113,7 @@ class Engine:
             raise HandleClosed("the interpreter is about to end: nothing new can be started")
 
     def _at_exit(self) -> None:
-        if os.getpid() != self.pid or not self._thread.is_alive():
+        if os.getpid() != self.pid or not self._thread.is_alive() or self._closing:
             return
         clock = SystemClock()
         deadline = clock.now() + EXIT_SECONDS
@@ -202,7 +212,8 @@ def _tell(hooks: tuple[Hook, ...], event: Event) -> None:
     for hook in hooks:
         try:
             hook(event)
-        except Exception:
+        except BaseException:
+            # Whatever it is: the other hooks, of all stores, are on this thread too.
             import logging
 
             logging.getLogger("leadership").exception("the hook %r failed on %s", hook, event)

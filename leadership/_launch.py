@@ -21,8 +21,9 @@ def main() -> None:
         # It may have died before the kernel was told to watch it.
         if os.getppid() != int(parent):
             sys.exit(1)
-    # Python ignores these, and what is ignored stays so for the next program.
-    for name in ("SIGPIPE", "SIGXFSZ"):
+    # Python ignores the first two, `leadership run` the others, and what is
+    # ignored stays so for the next program.
+    for name in ("SIGPIPE", "SIGXFSZ", "SIGTTOU", "SIGTTIN"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
     try:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 from . import inside
 from .backend import Capability, KVPair
-from .candidate import CandidateBase
+from .candidate import PATIENCE, CandidateBase
 from .checks import checked_key, checked_timeout, checked_value
 from .clock import Clock
 from .core import Core, open_core
@@ -30,6 +29,7 @@ from .lock import LockBase
 from .observation import Cursor
 from .store import Pairs, StoreBase
 from .term import TermBase
+from .work import Kind
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,19 +61,18 @@ class Term(TermBase):
     async def resign(self) -> bool:
         """As `Candidate.resign`, but only ever this term; False when it was over already."""
         core = self._candidate.core
-        return await _on_engine(core, self.candidacy.resign, inside.is_inside(self.candidacy), self)
+        return await _on_engine(core, self.candidacy.resign, inside.caller(self.candidacy), self)
 
     async def __aenter__(self) -> Self:
-        inside.enter(self.candidacy)
         try:
-            await _on_engine(
-                self._candidate.core, self.candidacy.engage, self, threading.current_thread()
-            )
+            inside.enter(self.candidacy, block=True)
+            caller = inside.caller(self.candidacy)
+            await _on_engine(self._candidate.core, self.candidacy.engage, self, caller)
+            return self
         except BaseException:
             # The block is not entered, so nobody would leave it.
-            self.candidacy.give_up()
+            self.candidacy.give_up(inside.caller(self.candidacy))
             raise
-        return self
 
     async def __aexit__(
         self,
@@ -81,7 +80,15 @@ class Term(TermBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._candidate._leave(self.candidacy, self)
+        try:
+            inside.leave(self.candidacy)
+            caller = inside.caller(self.candidacy)
+            if not self._candidate.core.nothing_to_end():
+                await _on_engine(self._candidate.core, self.candidacy.leave_block, self, caller)
+        except BaseException:
+            # Cancelled or interrupted: the block is over all the same.
+            self.candidacy.give_up(inside.caller(self.candidacy))
+            raise
 
 
 class Campaigning:
@@ -118,41 +125,54 @@ class Campaigner(CandidateBase[Term]):
 
     async def _campaign(self, timeout: float | None) -> Term:
         limit = checked_timeout(timeout)
-        candidacy, former = self._new_candidacy(single=True)
+        made: list[Candidacy] = []
         try:
-            async with asyncio.timeout(limit):
-                await _on_engine(self.core, candidacy.begin, former)
-                term = await _on_engine(self.core, candidacy.lead)
-        except TimeoutError:
-            await self._leave(candidacy)
-            raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
+            candidacy = self._new_candidacy(made, single=True)
+            try:
+                async with asyncio.timeout(limit):
+                    await _on_engine(self.core, candidacy.begin)
+                    term = await _on_engine(self.core, candidacy.lead)
+            except TimeoutError:
+                await _on_engine(self.core, candidacy.leave, PATIENCE)
+                raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
+            if term is None:
+                raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
+            assert isinstance(term, Term)
+            return term
         except BaseException:
-            candidacy.give_up()
+            # Cancelled or interrupted at whatever step: nobody would hear that we lead.
+            for each in made:
+                each.give_up()
             raise
-        if term is None:
-            raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
-        inside.enter(candidacy)
-        assert isinstance(term, Term)
-        return term
 
     async def stop(self) -> None:
-        """As `leadership.Candidate.stop`: idempotent, at any moment."""
+        """As `leadership.Candidate.stop`: idempotent, at any moment.
+
+        In a task of its own (that of `create_task`, `gather` and, in Python
+        3.11, `wait_for`) inside the leader's code it only requests, and
+        returns: limit the time by `asyncio.timeout`.
+        """
         candidacy = self._candidacy
-        if candidacy is not None and not self.core.in_child():
-            await _on_engine(self.core, candidacy.stop, inside.is_inside(candidacy))
+        if candidacy is not None:
+            await self._stop(candidacy, inside.caller(candidacy))
 
     close = stop
 
-    async def _leave(self, candidacy: Candidacy, block: Term | None = None) -> None:
-        """Withdraw (at the end of a block: as that asks), also when cancelled meanwhile."""
-        if self.core.in_child():
-            return
+    async def _stop(self, candidacy: Candidacy, caller: inside.Caller) -> None:
         try:
-            if block is None:
+            if not self.core.nothing_to_end():
+                await _on_engine(self.core, candidacy.stop, caller)
+        except BaseException:
+            # Cancelled or interrupted: it withdraws all the same.
+            candidacy.stop_soon(caller)
+            raise
+
+    async def _leave(self, candidacy: Candidacy) -> None:
+        """Withdraw, also when cancelled meanwhile."""
+        try:
+            if not self.core.nothing_to_end():
                 await _on_engine(self.core, candidacy.leave)
-            else:
-                await _on_engine(self.core, candidacy.leave_block, block)
-        except asyncio.CancelledError:
+        except BaseException:
             candidacy.give_up()
             raise
 
@@ -197,39 +217,55 @@ class Candidate(Campaigner):
         way and contend again. Any exception of it but `LeadershipLost`
         withdraws us, and is raised.
         """
-        candidacy, former = self._new_candidacy(single=False)
-        inside.enter(candidacy)
+        made: list[Candidacy] = []
         try:
-            await _on_engine(self.core, candidacy.begin, former)
+            candidacy = self._new_candidacy(made, single=False)
+            inside.enter(candidacy)
+            caller = inside.caller(candidacy)
+            await _on_engine(self.core, candidacy.begin)
             while True:
-                term = await _on_engine(
-                    self.core, candidacy.lead, threading.current_thread(), joined=True
-                )
+                term = await _on_engine(self.core, candidacy.lead, caller, Kind.FUNCTION)
                 if term is None:
                     return
                 assert isinstance(term, Term)
                 await self._work(work, term)
                 await _on_engine(self.core, candidacy.work_returned, term)
+        except GeneratorExit:
+            # The event loop was closed under us: nothing can be awaited any more.
+            for each in made:
+                each.give_up()
+            raise
         finally:
-            await self._leave(candidacy)
+            for each in made:
+                if not each.given_up:
+                    await self._leave(each)
 
     async def _work(self, work: Callable[[Term], Awaitable[object]], term: Term) -> None:
         """Run `work` until it ends or is cancelled at the end of the term; always joined."""
         working = asyncio.ensure_future(work(term))
         losing = asyncio.ensure_future(term.wait_lost())
+        ours = joinable = True
         try:
             await asyncio.wait({working, losing}, return_when=asyncio.FIRST_COMPLETED)
+        except GeneratorExit:
+            joinable = False
+            raise
         finally:
-            losing.cancel()
-            ours = not working.done()
-            if ours:
-                working.cancel()
-            # Until it has ended we are not done, whoever cancels us.
-            await _joined(working)
+            if joinable:
+                losing.cancel()
+                ours = not working.done()
+                if ours:
+                    working.cancel()
+                # Until it has ended we are not done, whoever cancels us.
+                await _joined(working)
         if ours and working.cancelled():
             return
-        with contextlib.suppress(LeadershipLost):
+        try:
             working.result()
+        except LeadershipLost:
+            # Of this term; the loss of something else is the work's own error.
+            if term.is_valid():
+                raise
 
     async def proclaim(self, value: str | bytes) -> None:
         """Change what followers are told; raises `NotLeader` when we do not lead."""
@@ -240,11 +276,14 @@ class Candidate(Campaigner):
         await _on_engine(self.core, candidacy.proclaim, data)
 
     async def resign(self) -> bool:
-        """Give way but stay a candidate; see `leadership.Candidate.resign`."""
+        """Give way but stay a candidate; see `leadership.Candidate.resign`.
+
+        In a task of its own inside the leader's code it only requests, see `stop`.
+        """
         candidacy = self._candidacy
-        if candidacy is None or self.core.in_child():
+        if candidacy is None or self.core.nothing_to_end():
             return False
-        return await _on_engine(self.core, candidacy.resign, inside.is_inside(candidacy))
+        return await _on_engine(self.core, candidacy.resign, inside.caller(candidacy))
 
 
 async def _joined(task: asyncio.Future[Any]) -> None:
@@ -263,30 +302,45 @@ class _Progress:
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
-        self.candidacy: Candidacy | None = None
-        self.former: Candidacy | None = None
+        self.made: list[Candidacy] = []
         self.begun = False
         # What the loop was really given, so that a cancelled call loses nothing.
         self.term: TermBase | None = None
         self.closed = False
 
-    async def step(self) -> bool:
+    @property
+    def candidacy(self) -> Candidacy | None:
+        return self.made[0] if self.made else None
+
+    async def step(self, caller: inside.Caller | None) -> bool:
         core, candidacy = self.candidate.core, self.candidacy
-        if candidacy is None or self.closed:
+        if candidacy is None:
+            raise StopAsyncIteration
+        if self.closed:
+            # Closed by another task, which waits for the body that is over now.
+            await self.candidate._leave(candidacy)
             raise StopAsyncIteration
         if not self.begun:
             # Again, if an earlier call was cancelled before it came to it.
-            await _on_engine(core, candidacy.begin, self.former)
+            await _on_engine(core, candidacy.begin)
             self.begun = True
+            if self.closed:
+                # By another task, before there was anything that it could withdraw.
+                await _on_engine(core, candidacy.leave)
+                raise StopAsyncIteration
             return False
         if self.term is not None:
             await _on_engine(core, candidacy.wait_in_iterator, self.term)
             self.term = None
             return False
-        self.term = await _on_engine(core, candidacy.lead, threading.current_thread())
+        self.term = await _on_engine(core, candidacy.lead, caller)
         if self.term is None:
             raise StopAsyncIteration
         return True
+
+    async def close(self, caller: inside.Caller | None) -> None:
+        if self.candidacy is not None and caller is not None:
+            await self.candidate._stop(self.candidacy, caller)
 
 
 class Elections:
@@ -311,17 +365,24 @@ class Elections:
         # traceback, and the iterator must be collected all the same.
         progress = self._progress
         if progress.candidacy is None and not progress.closed:
-            progress.candidacy, progress.former = progress.candidate._new_candidacy(single=False)
-        if progress.candidacy is not None:
-            inside.enter(progress.candidacy)
-        return progress.step()
+            progress.candidate._new_candidacy(progress.made, single=False)
+        if progress.candidacy is None:
+            return progress.step(None)
+        inside.enter(progress.candidacy)
+        return progress.step(inside.caller(progress.candidacy))
 
-    async def close(self) -> None:
-        """Withdraw and release; at any moment, any number of times."""
+    def close(self) -> Coroutine[Any, Any, None]:
+        """Withdraw and release; at any moment, any number of times.
+
+        By the task that runs the loop: its body is over with this call. By
+        any other: returns when the body has ended and the key is released,
+        or at the deadline.
+        """
         progress = self._progress
         progress.closed = True
-        if progress.candidacy is not None:
-            await progress.candidate._leave(progress.candidacy)
+        # Here, not in the coroutine, as above: it says who has done with the loop.
+        caller = None if progress.candidacy is None else inside.caller(progress.candidacy)
+        return progress.close(caller)
 
     async def __aenter__(self) -> Elections:
         return self
@@ -365,7 +426,7 @@ class Stream(Generic[V]):
 
     async def close(self) -> None:
         """End the watch; at any moment, any number of times."""
-        if not self._core.in_child():
+        if not self._core.nothing_to_end():
             await _on_engine(self._core, self._cursor.close)
 
     async def __aenter__(self) -> Stream[V]:
@@ -418,7 +479,7 @@ class Follower(FollowerBase):
 
     async def stop(self) -> None:
         """End all observations; their iterators end. Idempotent."""
-        if not self.core.in_child():
+        if not self.core.nothing_to_end():
             await _on_engine(self.core, self._following.stop)
 
     close = stop
@@ -454,7 +515,7 @@ class Lock(LockBase[Term], Campaigner):
         return await self._last_term().wait_lost(timeout)
 
     async def __aenter__(self) -> Self:
-        await self.acquire()
+        self._enter_block(await (await self._campaign(None)).__aenter__())
         return self
 
     async def __aexit__(
@@ -463,7 +524,7 @@ class Lock(LockBase[Term], Campaigner):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.release()
+        await self._leave_block().__aexit__(kind, error, trace)
 
 
 class Store(StoreBase):
@@ -540,8 +601,8 @@ class Store(StoreBase):
 
     async def close(self) -> None:
         """Withdraw all candidates and locks, end all watches, sessions and connections."""
-        if not self.core.in_child():
-            await _on_engine(self.core, self.core.close, self._own_runs())
+        if not self.core.nothing_to_end():
+            await _on_engine(self.core, self.core.close, self._callers())
 
     async def __aenter__(self) -> Self:
         return self

@@ -106,7 +106,13 @@ class Contender(ABC):
     `StoreUnavailable`, and finds by the unique id of its own entry what an
     earlier attempt of unknown outcome did. Cancelling a call leaves at most an
     entry that `leave` removes.
+
+    Attributes:
+        on_answer: set by the caller, if at all: to be called in `campaign` each
+            time that the store has answered and the wait for the lead goes on.
     """
+
+    on_answer: Callable[[], None] | None = None
 
     @abstractmethod
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
@@ -119,7 +125,8 @@ class Contender(ABC):
         A lease or session lost while waiting means a new entry, here, not an error.
 
         Raises:
-            StoreUnavailable: try again later.
+            StoreUnavailable: try again later; also when the store went out of
+                reach while we waited. Called again it keeps the entry's place.
             StoreError: the store refuses.
         """
 
@@ -135,7 +142,8 @@ class Contender(ABC):
     async def leave(self) -> None:
         """Remove our entry, if it is there and ours; return when the store confirmed.
 
-        Idempotent. Never ends a session that others use.
+        Once called, that entry never leads again: `campaign` finishes an
+        unconfirmed removal first. Idempotent. Never ends a session that others use.
 
         Raises:
             StoreUnavailable: the outcome is unknown; call again.
@@ -171,7 +179,7 @@ class Backend(ABC):
     """
 
     capabilities: ClassVar[frozenset[Capability]]
-    minimum_ttl: ClassVar[float] = 0.0
+    minimum_ttl: float = 0.0
     maximum_value_size: ClassVar[float] = math.inf
     conditions: ClassVar[str] = ""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import TracebackType
@@ -25,6 +24,7 @@ from .lease import Claim
 from .retry import DEFAULT_RETRY, Retry
 from .store import Store, StoreBase
 from .term import TermBase
+from .work import Kind
 
 TermT = TypeVar("TermT", bound=TermBase)
 
@@ -54,17 +54,18 @@ class Term(TermBase):
     def resign(self) -> bool:
         """As `Candidate.resign`, but only ever this term; False when it was over already."""
         core = self._candidate.core
-        return core.call(self.candidacy.resign, inside.is_inside(self.candidacy), self)
+        return core.call(self.candidacy.resign, inside.caller(self.candidacy), self)
 
     def __enter__(self) -> Term:
-        inside.enter(self.candidacy)
         try:
-            self._candidate.core.call(self.candidacy.engage, self, threading.current_thread())
+            inside.enter(self.candidacy, block=True)
+            caller = inside.caller(self.candidacy)
+            self._candidate.core.call(self.candidacy.engage, self, caller)
+            return self
         except BaseException:
             # The block is not entered, so nobody would leave it.
-            self.candidacy.give_up()
+            self.candidacy.give_up(inside.caller(self.candidacy))
             raise
-        return self
 
     def __exit__(
         self,
@@ -72,8 +73,15 @@ class Term(TermBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._candidate.core.in_child():
-            self._candidate.core.call(self.candidacy.leave_block, self)
+        try:
+            inside.leave(self.candidacy)
+            caller = inside.caller(self.candidacy)
+            if not self._candidate.core.nothing_to_end():
+                self._candidate.core.call(self.candidacy.leave_block, self, caller)
+        except BaseException:
+            # Interrupted: the block is over all the same.
+            self.candidacy.give_up(inside.caller(self.candidacy))
+            raise
 
 
 class CandidateBase(Generic[TermT]):
@@ -152,12 +160,22 @@ class CandidateBase(Generic[TermT]):
     ) -> TermBase:
         raise NotImplementedError
 
-    def _new_candidacy(self, *, single: bool) -> tuple[Candidacy, Candidacy | None]:
-        """A new run, and the former one, whose last traces it must wait for."""
+    def _new_candidacy(self, made: list[Candidacy], *, single: bool) -> Candidacy:
+        """A new run.
+
+        Args:
+            made: gets it before anybody else: an interrupt may come before the return.
+        """
         self.core.check_open()
         with self.core.starting:
             former = self._candidacy
             if former is not None and former.active:
+                if former.overrun:
+                    raise AlreadyRunning(
+                        f"{self.id!r} leads {self.key!r} no more, but the code that led still "
+                        "runs: let its loop body, block or function end first, "
+                        f"or make another {self._what}"
+                    )
                 raise AlreadyRunning(
                     f"{self.id!r} is already a {self._what} for {self.key!r}: "
                     "end that run first (leave its loop or block, or call stop), "
@@ -165,9 +183,10 @@ class CandidateBase(Generic[TermT]):
                 )
             # What was proclaimed stays the value of later terms.
             wish = self._wish if former is None else replace(self._wish, value=former.value)
-            candidacy = Candidacy(self.core, wish, self._make_term, single=single)
+            candidacy = Candidacy(self.core, wish, self._make_term, single=single, after=former)
+            made.append(candidacy)
             self._candidacy = candidacy
-        return candidacy, former
+        return candidacy
 
     def __repr__(self) -> str:
         role = "leader" if self.is_leader() else "not leader"
@@ -180,6 +199,15 @@ class CandidateBase(Generic[TermT]):
         )
 
 
+PATIENCE = 0.2
+"""Seconds beyond its time-out that a campaign may take to withdraw; then it does so behind."""
+
+
+def _give_up(made: list[Candidacy]) -> None:
+    for candidacy in made:
+        candidacy.give_up()
+
+
 class Campaigner(CandidateBase[Term]):
     """What `Candidate` and `Lock` have in common for threads: to win, and to withdraw."""
 
@@ -190,23 +218,25 @@ class Campaigner(CandidateBase[Term]):
 
     def _campaign(self, timeout: float | None) -> Term:
         limit = checked_timeout(timeout)
-        candidacy, former = self._new_candidacy(single=True)
+        made: list[Candidacy] = []
         try:
-            term = self.core.call_within(limit, self._win, candidacy, former)
-        except TimeoutError:
-            self._leave(candidacy)
-            raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
+            candidacy = self._new_candidacy(made, single=True)
+            try:
+                term = self.core.call_within(limit, self._win, candidacy)
+            except TimeoutError:
+                self.core.call(candidacy.leave, PATIENCE)
+                raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
+            if term is None:
+                raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
+            assert isinstance(term, Term)
+            return term
         except BaseException:
-            candidacy.give_up()
+            # Interrupted at whatever step: nobody would hear that we lead.
+            _give_up(made)
             raise
-        if term is None:
-            raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
-        inside.enter(candidacy)
-        assert isinstance(term, Term)
-        return term
 
-    async def _win(self, candidacy: Candidacy, former: Candidacy | None) -> TermBase | None:
-        await candidacy.begin(former)
+    async def _win(self, candidacy: Candidacy) -> TermBase | None:
+        await candidacy.begin()
         return await candidacy.lead()
 
     def stop(self) -> None:
@@ -215,19 +245,30 @@ class Campaigner(CandidateBase[Term]):
         A run that has not begun yet (its first `next` is still to come) is not stopped.
 
         Returns when nothing is left of the run, or when waiting longer is of
-        no use. Called by a function under `run` it only requests, and returns.
+        no use. Called by a function under `run`, by a signal's handler that
+        interrupts the leader's code, or by a child task (or `asyncio.to_thread`)
+        of that, it only requests, and returns. If the leader's code outlasts it,
+        we may run again only once that has ended.
         """
         candidacy = self._candidacy
-        if candidacy is not None and not self.core.in_child():
-            self.core.call(candidacy.stop, inside.is_inside(candidacy))
+        if candidacy is not None:
+            self._stop(candidacy)
 
     close = stop
 
-    def _leave(self, candidacy: Candidacy) -> None:
-        if self.core.in_child():
-            return
+    def _stop(self, candidacy: Candidacy) -> None:
         try:
-            self.core.call(candidacy.leave)
+            if not self.core.nothing_to_end():
+                self.core.call(candidacy.stop, inside.caller(candidacy))
+        except BaseException:
+            # Interrupted: it withdraws all the same.
+            candidacy.stop_soon(inside.caller(candidacy))
+            raise
+
+    def _leave(self, candidacy: Candidacy) -> None:
+        try:
+            if not self.core.nothing_to_end():
+                self.core.call(candidacy.leave)
         except BaseException:
             # Interrupted: it withdraws all the same.
             candidacy.give_up()
@@ -276,8 +317,10 @@ class Candidate(Campaigner):
         """An iterator of our standing: False first, then True and False in turn.
 
         Nothing happens before the first `next`. Leaving the loop in any way
-        withdraws the candidate and releases the key. After a term ends we
-        contend again only when the loop comes back for more.
+        withdraws the candidate and releases the key; who keeps the iterator in
+        a variable has to close it, best by `with`. After a term ends we contend
+        again only when the loop comes back for more. The thread that takes
+        True is the one whose body is known as the leader's code.
 
         Raises:
             AlreadyRunning: another run of this candidate is active (at the first `next`).
@@ -294,7 +337,8 @@ class Candidate(Campaigner):
             timeout: seconds to wait, None for ever.
 
         Raises:
-            TimeoutError: we did not win in time, and have withdrawn.
+            TimeoutError: we did not win in time, and have withdrawn (from a
+                store that does not answer: withdraw behind).
             NotLeader: the candidate was stopped meanwhile.
             StoreError: the store refuses, or with `retry=None` could not be reached.
         """
@@ -309,20 +353,27 @@ class Candidate(Campaigner):
         when `work` has returned. When it returns while we lead, we give way and
         contend again. Any other exception of it withdraws us, and is raised.
         """
-        candidacy, former = self._new_candidacy(single=False)
-        inside.enter(candidacy)
+        made: list[Candidacy] = []
         try:
-            self.core.call(candidacy.begin, former)
+            candidacy = self._new_candidacy(made, single=False)
+            inside.enter(candidacy)
+            caller = inside.caller(candidacy)
+            self.core.call(candidacy.begin)
             while True:
-                term = self.core.call(candidacy.lead, threading.current_thread(), joined=True)
+                term = self.core.call(candidacy.lead, caller, Kind.FUNCTION)
                 if term is None:
                     return
                 assert isinstance(term, Term)
-                with contextlib.suppress(LeadershipLost):
+                try:
                     work(term)
+                except LeadershipLost:
+                    # Of this term; the loss of something else is the work's own error.
+                    if term.is_valid():
+                        raise
                 self.core.call(candidacy.work_returned, term)
         finally:
-            self._leave(candidacy)
+            for candidacy in made:
+                self._leave(candidacy)
 
     def proclaim(self, value: str | bytes) -> None:
         """Change what followers are told, now and in later terms.
@@ -343,12 +394,15 @@ class Candidate(Campaigner):
         From any thread. `is_leader()` is False before the request is sent.
         Returns when the key is released (the leader's code has ended first),
         or, if it does not end or the store does not answer, at the deadline.
-        Called by a function under `run` it only requests, and returns.
+        A loop body or block that calls it is done with leading by that. Called
+        by a function under `run`, by a signal's handler that interrupts the
+        leader's code, or by a child task (or `asyncio.to_thread`) of that, it
+        only requests, and returns.
         """
         candidacy = self._candidacy
-        if candidacy is None or self.core.in_child():
+        if candidacy is None or self.core.nothing_to_end():
             return False
-        return self.core.call(candidacy.resign, inside.is_inside(candidacy))
+        return self.core.call(candidacy.resign, inside.caller(candidacy))
 
 
 class _Progress:
@@ -356,32 +410,41 @@ class _Progress:
 
     def __init__(self, candidate: Candidate) -> None:
         self.candidate = candidate
-        self.candidacy: Candidacy | None = None
-        self.former: Candidacy | None = None
+        self.made: list[Candidacy] = []
         self.begun = False
         # What the loop was really given, so that an interrupted call loses nothing.
         self.term: TermBase | None = None
         self.closed = False
 
+    @property
+    def candidacy(self) -> Candidacy | None:
+        return self.made[0] if self.made else None
+
     def step(self) -> bool:
         core = self.candidate.core
         candidacy = self.candidacy
         if self.closed:
+            if candidacy is not None:
+                # Closed by another thread, which waits for the body that is over now.
+                self.candidate._leave(candidacy)
             raise StopIteration
         if candidacy is None:
-            candidacy, self.former = self.candidate._new_candidacy(single=False)
-            self.candidacy = candidacy
+            candidacy = self.candidate._new_candidacy(self.made, single=False)
         inside.enter(candidacy)
         if not self.begun:
             # Again, if an earlier call was interrupted before it came to it.
-            core.call(candidacy.begin, self.former)
+            core.call(candidacy.begin)
             self.begun = True
+            if self.closed:
+                # By another thread, before there was anything that it could withdraw.
+                core.call(candidacy.leave)
+                raise StopIteration
             return False
         if self.term is not None:
             core.call(candidacy.wait_in_iterator, self.term)
             self.term = None
             return False
-        self.term = core.call(candidacy.lead, threading.current_thread())
+        self.term = core.call(candidacy.lead, inside.caller(candidacy))
         if self.term is None:
             raise StopIteration
         return True
@@ -410,11 +473,16 @@ class Elections:
         return progress.step()
 
     def close(self) -> None:
-        """Withdraw and release; from any thread, at any moment, any number of times."""
+        """Withdraw and release; from any thread, at any moment, any number of times.
+
+        By the thread that runs the loop: its body is over with this call. By
+        any other: returns when the body has ended and the key is released,
+        or at the deadline.
+        """
         progress = self._progress
         progress.closed = True
         if progress.candidacy is not None:
-            progress.candidate._leave(progress.candidacy)
+            progress.candidate._stop(progress.candidacy)
 
     def __enter__(self) -> Elections:
         return self

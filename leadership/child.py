@@ -88,13 +88,22 @@ class Child:
         """Whether the command, and all that it left in its process group, has ended."""
         return self._gone
 
-    def signal(self, number: signal.Signals) -> None:
-        """Signal the whole group, if there is any of it left. From any thread."""
+    def signal(self, number: signal.Signals) -> bool:
+        """Signal the whole group, if there is any of it left. From any thread.
+
+        Returns:
+            False where it lives on and we may not signal it: it runs as another user.
+        """
         with self._reaping:
             if not self._gone:
-                # Ended meanwhile; macOS says "not permitted" of a group of zombies.
-                with contextlib.suppress(ProcessLookupError, PermissionError):
+                try:
                     os.killpg(self.pid, number)
+                except ProcessLookupError:
+                    pass
+                except PermissionError:
+                    # macOS says so of a group of zombies too.
+                    return sys.platform == "darwin"
+        return True
 
     def wait(self) -> int:
         """Wait for the command itself; its status, negative where a signal ended it."""
@@ -136,4 +145,16 @@ class Child:
             return True
         except PermissionError:
             return sys.platform == "darwin"
-        return False
+        # What is dead does nothing any more, though its parent, who has left
+        # the group, may never reap it.
+        return sys.platform == "linux" and not _has_living_member(self.pid)
+
+
+def _has_living_member(group: int) -> bool:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        # It may end while we look.
+        with contextlib.suppress(OSError):
+            state, _, its_group, *_ = stat.read_text().rpartition(") ")[2].split()
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False

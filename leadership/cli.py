@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         status = 130
     try:
-        sys.stdout.flush()
+        # Whoever started us may have closed it, and then there is none.
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         discard_output()
     sys.exit(status)
@@ -45,8 +47,8 @@ def _run(given: list[str]) -> int:
     except ImportError:
         return _fail("the command line needs typer: pip install 'leadership[cli]'")
     from .child import CannotRunError
-    from .commands import app
     from .errors import LeadershipError
+    from .peer_command import app
 
     # typer has no public name for the root of its usage errors.
     mro = typer.BadParameter.__mro__
@@ -76,5 +78,6 @@ def _run(given: list[str]) -> int:
 def _fail(message: str, status: int = BAD) -> int:
     from .reporting import printable
 
-    print("leadership:", printable(" ".join(message.split())), file=sys.stderr)
+    if sys.stderr is not None:
+        print("leadership:", printable(" ".join(message.split())), file=sys.stderr)
     return status

@@ -39,6 +39,10 @@ class Clock(ABC):
     def now(self) -> float:
         """Seconds since an arbitrary start, suspend included. Any thread may ask."""
 
+    def wall(self) -> float:
+        """Seconds since 1970. It may step: only for what is shown, and for what it floors."""
+        return time.time()
+
     @abstractmethod
     def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
         """Call `callback` on the running event loop once `now()` has reached `when`."""

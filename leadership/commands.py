@@ -125,10 +125,12 @@ def run(
     Waits until this candidate leads, and starts CMD with LEADERSHIP_KEY,
     LEADERSHIP_ID and LEADERSHIP_TOKEN (the fencing token) in its environment.
 
-    When the term may end (the lease could not be renewed, the entry was
-    deleted, SIGTERM or Ctrl-C), CMD's process group is sent SIGTERM, GRACE
-    seconds later SIGKILL, and that always before another can lead. Only when
-    it has ended is the key released. A second Ctrl-C kills at once.
+    When the term may end (the lease could not be renewed, SIGTERM or
+    Ctrl-C), CMD's process group is sent SIGTERM, GRACE seconds later SIGKILL,
+    and that always before another can lead. Only when it has ended is the key
+    released. A second Ctrl-C kills at once. When the store says that the term
+    is over (an operator deleted the entry) another may lead already: SIGKILL
+    follows SIGTERM within half a second.
 
     After a loss we contend again. When CMD ends by itself we resign and exit
     with its status.
@@ -233,23 +235,24 @@ def leader(
 
 
 @app.command(
-    epilog="""Example:
+    epilog="""Examples:
 
 \b
+    leadership demo
     leadership demo --store etcd://127.0.0.1:2379
 """
 )
 def demo(
     url: Annotated[
-        str | None,
+        str,
         typer.Option(
             "--store",
             envvar="LEADERSHIP_STORE",
             metavar="URL",
-            help="The store, such as etcd://HOST:PORT.",
-            show_default=False,
+            help="A store, such as etcd://HOST:PORT, or etcd for the one on this machine; "
+            "peers: no server, each process is a node.",
         ),
-    ] = None,
+    ] = "peers",
     ttl: Annotated[
         float, typer.Option(metavar="S", help="Seconds after a death until another may lead.")
     ] = 2.0,
@@ -262,14 +265,18 @@ def demo(
     """
     from . import demo as show
 
-    if not url:
-        raise ConfigurationError(
-            "no store: give --store etcd://127.0.0.1:2379 or set LEADERSHIP_STORE; "
-            "'make demo' in a checkout starts one for the time of the demo"
-        )
+    if not ttl > 0:
+        raise ConfigurationError(f"ttl={ttl}: give seconds above 0")
+    with_no_server = url == "peers"
+    if with_no_server:
+        url, urls = show.peers_urls(ttl)
+    else:
+        url = "etcd://127.0.0.1:2379" if url == "etcd" else url
+        urls = dict.fromkeys(show.NAMES, url)
     with _ending_on_sigterm(), new_store(url) as store:
-        play = show.Demo(store, url, ttl)
-        _connect(store, play.key, connect_timeout)
+        play = show.Demo(store, urls, ttl)
+        if not with_no_server:
+            _connect(store, play.key, connect_timeout)
         return play.run()
 
 
@@ -354,7 +361,9 @@ class _Ending:
     def listening(self) -> Iterator[None]:
         threading.Thread(target=self._stop, name="leadership-ending", daemon=True).start()
         # A reader that goes shall be noticed at once, not only when there is something to write.
-        if hasattr(select, "poll") and not sys.stdout.isatty():
+        if sys.stdout is None:
+            self._asked.set()
+        elif hasattr(select, "poll") and not sys.stdout.isatty():
             threading.Thread(target=self._watch, name="leadership-reader", daemon=True).start()
         try:
             with telling_signals(self._told, signal.SIGINT, signal.SIGTERM):

@@ -72,6 +72,8 @@ class CompareAndSwapContender(Contender):
         # outcome, until a read or a removal has settled it.
         self._nonce: str | None = None
         self._pair: KVPair | None = None
+        # Whether a removal was begun, and not confirmed: it may come late.
+        self._leaving = False
         self._lease: Lease | None = None
         self._writing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -80,9 +82,14 @@ class CompareAndSwapContender(Contender):
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
         # The caller may not have taken an earlier claim, as one that came too late.
         await self._stop_tasks()
+        if self._leaving:
+            # Its term is over: the same entry must not begin another with the same token.
+            await self.leave()
         await self._give_others_a_chance()
         async with contextlib.aclosing(self._backend.watch(self._key)) as states:
             async for pair in states:
+                if self.on_answer is not None:
+                    self.on_answer()
                 if pair is not None:
                     envelope = unseal(pair)
                     if envelope is None or envelope.nonce != self._nonce:
@@ -155,8 +162,12 @@ class CompareAndSwapContender(Contender):
         ]
         return claim(self._token, lease)
 
-    async def _rewrite(self) -> None:
+    async def _rewrite(self, value: bytes | None = None) -> None:
         """Write our entry anew, for a new ttl.
+
+        Args:
+            value: another value than before; it is ours only once it was written, so
+                that a proclamation that was given up is not made by a later renewal.
 
         Raises:
             KeyModified: it is no longer there, or not ours.
@@ -164,7 +175,8 @@ class CompareAndSwapContender(Contender):
         async with self._writing:
             if self._pair is None or self._lease is None or self._nonce is None:
                 raise KeyModified(DELETED)
-            envelope = Envelope(self._value, self._nonce, self._token)
+            written = self._value if value is None else value
+            envelope = Envelope(written, self._nonce, self._token)
             for retried in (False, True):
                 sent_at = self._clock.now()
                 try:
@@ -181,6 +193,7 @@ class CompareAndSwapContender(Contender):
                     if retried or seen is None or seen.nonce != self._nonce:
                         raise KeyModified(REPLACED) from error
                     self._pair = present
+            self._value = written
             self._lease.confirm(sent_at, self._ttl)
 
     async def _renew(self, lease: Lease, tell: Callable[[str], None]) -> None:
@@ -212,15 +225,14 @@ class CompareAndSwapContender(Contender):
             await self._clock.sleep(self._ttl / 10)
 
     async def proclaim(self, value: bytes) -> None:
-        before, self._value = self._value, value
         try:
-            await self._rewrite()
+            await self._rewrite(value)
         except KeyModified as error:
-            self._value = before
             raise NotLeader(f"{self._key!r} is led by another now; campaign again") from error
 
     async def leave(self) -> None:
         await self._stop_tasks()
+        self._leaving = True
         while self._nonce is not None:
             present = await self._backend.get(self._key)
             seen = unseal(present)
@@ -230,6 +242,7 @@ class CompareAndSwapContender(Contender):
             with contextlib.suppress(KeyModified):
                 await self._backend.atomic_delete(self._key, present)
                 self._nonce = None
+        self._leaving = False
         if self._pair is not None:
             # We led, perhaps some failed attempts at leaving ago.
             self._yield_until = self._clock.now() + min(1.0, self._ttl / 4)

@@ -22,6 +22,7 @@ from .registry import load_backend, parse_address
 
 if TYPE_CHECKING:
     from .election import Candidacy
+    from .inside import Caller
     from .observation import Observation
 
 P = ParamSpec("P")
@@ -119,12 +120,17 @@ class Core:
         if self.closed:
             raise HandleClosed("the store is closed: make a new one")
 
-    def in_child(self) -> bool:
-        """Whether this is a forked child, which holds nothing of ours that could be released."""
-        return os.getpid() != self._pid
+    def nothing_to_end(self) -> bool:
+        """Whether there is nothing that the caller could release or close.
+
+        In a forked child, which holds nothing of ours, and when the
+        interpreter is ending, which closes everything itself.
+        """
+        ending = self._engine is not None and self._engine.closing
+        return os.getpid() != self._pid or ending
 
     def _check_process(self) -> None:
-        if self.in_child():
+        if os.getpid() != self._pid:
             raise ForkedHandle(
                 "this store was made before a fork and cannot work in the child: "
                 "make a new store here"
@@ -139,21 +145,23 @@ class Core:
 
     # --- the end ---
 
-    async def close(self, mine: Iterable[Candidacy] = ()) -> None:
+    async def close(self, callers: Iterable[tuple[Candidacy, Caller]] = ()) -> None:
         """Withdraw all candidates, end all watches, sessions and connections; on the engine.
 
+        Returns when nothing is left; to code that is waited for itself at once.
+
         Args:
-            mine: the runs whose leader's code is the caller: not to be waited for.
+            callers: the caller, as each run has to see it.
         """
         self.closed = True
-        for run in mine:
-            run.end_own_work()
+        waited_for = [run for run, caller in callers if run.called_by(caller)]
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
-        await asyncio.shield(self._closing)
+        if not waited_for:
+            await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        await _all(run.stop(False) for run in list(self.runs))
+        await _all(run.stop(None) for run in list(self.runs))
         for run in list(self.runs):
             run.cancel()
         await _all(run.gone() for run in list(self.runs))

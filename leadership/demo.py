@@ -14,14 +14,16 @@ import logging
 import os
 import queue
 import secrets
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from . import Candidate, Follower, Store, new_store
+from .backend import Capability
 from .checks import checked_ttl
 from .clock import SystemClock
 from .demo_screen import Row, Screen, screen
@@ -37,6 +39,23 @@ _PATIENCE = 15.0
 _PAUSE = 1.0
 
 _clock = SystemClock()
+
+
+def peers_urls(ttl: float) -> tuple[str, dict[str, str]]:
+    """The director's store, and the candidates': three nodes on this machine, and no server."""
+    with contextlib.ExitStack() as sockets:
+        ports = []
+        for _ in NAMES:
+            one = sockets.enter_context(socket.socket())
+            one.bind(("127.0.0.1", 0))
+            ports.append(one.getsockname()[1])
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    # One machine has one wall clock, so there is no difference to wait for.
+    members = f"peers://{','.join(addresses)}?ttl_ceiling={ttl:g}&wall_clock_skew=0"
+    listening = {
+        name: f"{members}&listen={address}" for name, address in zip(NAMES, addresses, strict=True)
+    }
+    return f"{members}&observe=1", listening
 
 
 class DemoFailedError(Exception):
@@ -103,11 +122,16 @@ class _Player:
 class Demo:
     """The whole play.
 
+    Args:
+        store: where the director looks.
+        urls: the store of each candidate, by its name.
+        ttl: seconds.
+
     Raises:
         ConfigurationError: it cannot be shown on this store, or with this ttl.
     """
 
-    def __init__(self, store: Store, url: str, ttl: float) -> None:
+    def __init__(self, store: Store, urls: Mapping[str, str], ttl: float) -> None:
         backend = store.core.backend
         if backend.address.scheme == "memory":
             raise ConfigurationError(
@@ -117,7 +141,7 @@ class Demo:
         self.key = f"leadership-demo/{secrets.token_hex(4)}"
         self._ttl = checked_ttl(ttl, backend)
         self._store = store
-        self._url = url
+        self._urls = urls
         self._told: queue.SimpleQueue[_Told] = queue.SimpleQueue()
         self._players: dict[str, _Player] = {}
         self._rows: dict[str, Row] = {}
@@ -144,7 +168,7 @@ class Demo:
         screen.say(f"three processes contend for {self.key}, ttl {self._ttl:g} s")
         begun = _clock.now()
         for name in NAMES:
-            player = self._players[name] = _Player(self._url, self.key, name, self._ttl)
+            player = self._players[name] = _Player(self._urls[name], self.key, name, self._ttl)
             self._rows[name] = Row(name, player.process.pid, "waits")
             player.listen(self._told.put)
         first, at = self._next_leader()
@@ -171,7 +195,7 @@ class Demo:
         screen.say(f"hand-over after resign: {third} leads {took:.1f} ms later")
         self._pause()
         self._leave(first)
-        screen.say("all have left, and the store keeps nothing of it")
+        screen.say("all have left, and nothing is kept of it")
 
     def _leave(self, killed: str) -> None:
         left = [player for name, player in self._players.items() if name != killed]
@@ -179,6 +203,9 @@ class Demo:
             player.dismiss()
         while any(self._rows[player.name].standing != "has left" for player in left):
             self._hear(_clock.now() + _PATIENCE, "the candidates' end")
+        if Capability.KV not in self._store.capabilities:
+            # There is no store but the processes, and they have ended.
+            return
         remaining = [pair.key for pair in self._store.list(self.key)]
         if remaining or Follower(self._store, self.key).leader() is not None:
             raise DemoFailedError(f"the store still has entries: {remaining}")

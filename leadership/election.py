@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, TypeVar
@@ -23,17 +23,21 @@ from .events import (
     Campaigning,
     Elected,
     Released,
+    StoreRecovered,
     StoreTrouble,
     TermEnded,
     Withdrawn,
     WorkOverran,
 )
+from .inside import Caller
 from .lease import LAPSED, Claim
 from .retry import DEFAULT_RETRY, Retry, riding_out
 from .term import TermBase
+from .work import Kind, Work, Works
 
 if TYPE_CHECKING:
     from .backend import Contender
+    from .clock import Timer
     from .core import Core
 
 T = TypeVar("T")
@@ -41,6 +45,11 @@ T = TypeVar("T")
 RESIGNED = "we resigned"
 STOPPED = "the candidate was stopped"
 UNRESPONSIVE = "the leader's code did not call check() or its iterator for the watchdog's time"
+
+
+def told_by_the_store(term: TermBase) -> bool:
+    """Whether the store said that the term is over: another may lead before its deadline."""
+    return term.reason not in (None, LAPSED, RESIGNED, STOPPED, UNRESPONSIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +64,6 @@ class Wish:
     retry: Retry | None
     watchdog: float | None
     own_session: bool
-
-
-@dataclass(eq=False, slots=True)
-class Work:
-    """Code that runs as the leader, between being given a term and coming back.
-
-    Attributes:
-        worker: the thread that runs it; it ends with that at the latest.
-        joined: whether only its return ends it (a function under `run`), or
-            also its own call of resign or stop (a loop body, a `with` block).
-    """
-
-    worker: threading.Thread
-    joined: bool
 
 
 class Phase(Enum):
@@ -89,9 +84,18 @@ class Candidacy:
     Args:
         make_term: makes the face's kind of term.
         single: withdraw after the first term that was handed over (`campaign`).
+        after: the candidate's former run, which must be over first.
     """
 
-    def __init__(self, core: Core, wish: Wish, make_term: MakeTerm, *, single: bool) -> None:
+    def __init__(
+        self,
+        core: Core,
+        wish: Wish,
+        make_term: MakeTerm,
+        *,
+        single: bool,
+        after: Candidacy | None = None,
+    ) -> None:
         self._core = core
         self._clock = core.context.clock
         self.wish = wish
@@ -103,15 +107,19 @@ class Candidacy:
         self.error: Exception | None = None
         self._handed_over = False
         self._stopping = False
-        self._given_up = False
-        self._after: Candidacy | None = None
-        self._work: Work | None = None
+        self.given_up = False
+        self._cut_short = False
+        self._gone: weakref.ref[object] | None = None
+        self._after = after
+        self._failures = 0
+        self._watchdog: Timer | None = None
+        self._works = Works()
+        self._iterator_calls = 0
         self._drive_task: asyncio.Task[None] | None = None
         self._contender: Contender | None = None
         self._unwatch: Callable[[], None] = lambda: None
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
-        self._work_ended = asyncio.Event()
         self._withdrawn = asyncio.Event()
 
     @property
@@ -122,63 +130,89 @@ class Candidacy:
     @property
     def active(self) -> bool:
         """Whether the consumer has not ended this run yet."""
-        if self._stopping or self._given_up:
+        if self.given_up:
+            # Who gave up is gone; blocks of others may not be.
+            return any(
+                work.kind is Kind.BLOCK and work.owner != self._gone for work in self._works.alive
+            )
+        if self._works.alive:
+            # Stopped or not: a stale body must never run under a newer term.
+            return True
+        if self._stopping:
             return False
-        term_done = self._handed_over and self.term is not None and self.term.reason is not None
-        return not (self._single and term_done and self._work is None)
+        # By the clock, as the candidate itself was told, not by when the engine hears of it.
+        term_done = self._handed_over and self.term is not None and not self.term.is_valid()
+        return not (self._single and term_done)
+
+    @property
+    def overrun(self) -> bool:
+        """Whether the leader's code has not ended yet, though its term is over."""
+        over = self.term is None or not self.term.is_valid()
+        return over and bool(self._works.alive)
 
     # --- what the faces ask for, always on the engine's loop ---
 
-    async def begin(self, after: Candidacy | None = None) -> None:
-        """Start contending; `after` is the candidate's former run, which must be over first."""
+    async def begin(self) -> None:
+        """Start contending, once the candidate's former run is over."""
         self._core.check_open()
         if self._drive_task is None and not self._stopping:
             self._core.runs.add(self)
             self._wanted.set()
-            self._drive_task = asyncio.ensure_future(self._drive(after))
+            self._drive_task = asyncio.ensure_future(self._drive())
 
-    async def lead(
-        self, worker: threading.Thread | None = None, joined: bool = False
-    ) -> TermBase | None:
+    async def lead(self, caller: Caller | None = None, kind: Kind = Kind.LOOP) -> TermBase | None:
         """The consumer has ended any former term, and wants the next; None: the run is over.
 
         Args:
-            worker: the thread whose code works as leader from the return on, if any does.
-            joined: see `Work`.
+            caller: whose code works as leader from the return on, if any does.
+            kind: what ends that work.
         """
-        self._end_work()
-        while True:
-            if self.term is not None and self.term.is_valid():
-                self._handed_over = True
-                # From here on only the consumer's coming back means a wish for more.
-                self._wanted.clear()
-                if worker is not None:
-                    self._engage(Work(worker, joined))
-                return self.term
-            if self._stopping:
-                if self.error is not None:
-                    raise self.error
-                return None
-            self._wanted.set()
-            await self._next_change()
+        self._works.end_kind(Kind.LOOP, Kind.FUNCTION)
+        with self._in_iterator():
+            while True:
+                if self.term is not None and self.term.is_valid():
+                    self._handed_over = True
+                    # From here on only the consumer's coming back means a wish for more.
+                    self._wanted.clear()
+                    if caller is not None:
+                        self._works.begin(Work.of(kind, caller))
+                    return self.term
+                if self._stopping:
+                    if self.error is not None:
+                        raise self.error
+                    return None
+                self._wanted.set()
+                await self._next_change()
 
-    async def leave_block(self, term: TermBase) -> None:
-        """A `with` block as leader has ended: a single term's run ends with it."""
-        if self._single:
-            await self.leave()
-        else:
-            await self.work_returned(term)
+    @contextlib.contextmanager
+    def _in_iterator(self) -> Iterator[None]:
+        """The consumer waits here: that is no silence for the watchdog."""
+        self._iterator_calls += 1
+        try:
+            yield
+        finally:
+            self._iterator_calls -= 1
+            self._touch()
 
-    async def engage(self, term: TermBase, worker: threading.Thread) -> None:
-        """A block begins to work as leader."""
-        if term is self.term and self.active:
-            self._engage(Work(worker, joined=False))
-
-    def _engage(self, work: Work) -> None:
-        self._work = work
-        self._work_ended.clear()
+    def _touch(self) -> None:
         if self.term is not None:
             self.term.touched_at = self._clock.now()
+
+    async def engage(self, term: TermBase, caller: Caller) -> None:
+        """A block begins to work as leader."""
+        # A task that is cancelled on its way in may have given up before this is run.
+        if term is self.term and not self.given_up:
+            self._works.begin(Work.of(Kind.BLOCK, caller))
+            self._touch()
+
+    async def leave_block(self, term: TermBase, caller: Caller) -> None:
+        """A `with` block as leader has ended: a single term's run ends with it."""
+        if term is self.term and not self._works.end_block(caller):
+            self._works.end_any_block()
+        if self._single:
+            await self.stop(caller)
+        else:
+            await self.resign(caller, term)
 
     async def wait_over(self, term: TermBase) -> str:
         """Why `term` ended, once it has."""
@@ -186,78 +220,97 @@ class Candidacy:
 
     async def wait_in_iterator(self, term: TermBase) -> None:
         """The loop body has come back for more: it does not work as leader while it waits here."""
-        work = self._work
-        self._end_work()
-        try:
-            await self.wait_over(term)
-        except asyncio.CancelledError:
-            # A time-out around `next`, or an interrupt that the body caught:
-            # it goes on as the leader's code, unless it is gone for good.
-            if work is not None and term is self.term and term.reason is None:
-                self._engage(work)
-            raise
+        ended = self._works.end_kind(Kind.LOOP)
+        with self._in_iterator():
+            try:
+                await self.wait_over(term)
+            except asyncio.CancelledError:
+                # A time-out around `next`, or an interrupt that the body caught:
+                # it goes on as the leader's code, unless it is gone for good.
+                if term is self.term and term.reason is None:
+                    for work in ended:
+                        self._works.begin(work)
+                raise
 
     async def work_returned(self, term: TermBase) -> None:
         """A function under `run` has returned: give way, if it still led, and be released."""
-        self._end_work()
-        await self.resign(False, term)
+        self._works.end_kind(Kind.FUNCTION)
+        await self.resign(None, term)
 
-    async def resign(self, inside: bool, term: TermBase | None = None) -> bool:
+    async def resign(self, caller: Caller | None, term: TermBase | None = None) -> bool:
         """Give way; True when we led. Returns when released, or when the deadline has passed."""
         mine = self.term if term is None else term
         if mine is None or mine is not self.term:
             return False
         led = mine.reason is None
         self._end_term(mine, RESIGNED)
-        if self._called_from_work(inside):
+        if self._works.called_by(caller):
             return led
         await self._released_or_late(mine)
         return led
 
-    async def stop(self, inside: bool) -> None:
+    async def stop(self, caller: Caller | None) -> None:
         """Withdraw. Returns when nothing is left, or when waiting longer is of no use."""
         self._request_stop(STOPPED)
-        if self._called_from_work(inside):
+        if self._works.called_by(caller):
             return
         await self.gone()
 
-    async def gone(self) -> None:
+    def stop_soon(self, caller: Caller) -> None:
+        """As `stop`, for who was interrupted in it; from any thread."""
+
+        def request() -> None:
+            self._works.called_by(caller)
+            self._request_stop(STOPPED)
+
+        self._core.post(request)
+
+    async def gone(self, patience: float = float("inf")) -> None:
         """Wait until nothing is left: as long as our work may go on, and one request takes."""
         deadline = self._clock.now()
-        if self.term is not None and self._work is not None:
+        if self.term is not None and self._works:
             deadline = max(deadline, self.term.valid_until)
-        deadline += self._core.context.request_timeout
+        deadline += min(patience, self._core.context.request_timeout)
         await self._clock.wait_for(self._withdrawn.wait(), deadline)
 
-    def give_up(self) -> None:
+    def give_up(self, caller: Caller | None = None) -> None:
         """The consumer is gone: as `stop`, for who cannot wait (a destructor, an interrupt).
 
         From any thread. At its return the candidate may already run again.
-        """
-        self._given_up = True
-        self._core.post(self._abandon)
 
-    def _abandon(self) -> None:
-        self._end_work()
+        Args:
+            caller: whose block ends with this, if one does.
+        """
+        self._gone = None if caller is None else caller.owner
+        self.given_up = True
+        self._core.post(lambda: self._abandon(caller))
+
+    def _abandon(self, caller: Caller | None) -> None:
+        self._works.end_kind(Kind.LOOP, Kind.FUNCTION)
+        if caller is not None:
+            self._works.end_block(caller)
         self._request_stop(STOPPED)
 
-    async def leave(self) -> None:
-        """The consumer has ended its work and withdraws: as `stop` from inside."""
-        self._abandon()
-        await self.gone()
+    async def leave(self, patience: float = float("inf")) -> None:
+        """The consumer has ended its work and withdraws: as `stop` from inside.
+
+        Args:
+            patience: seconds to wait at the most; it withdraws all the same.
+        """
+        self._abandon(None)
+        await self.gone(patience)
 
     def saw_lapse(self, term: TermBase) -> None:
         """Somebody's question found the term lapsed; from any thread. It stays so."""
         self._core.post(lambda: self._end_term(term, LAPSED))
 
-    def end_own_work(self) -> None:
-        """The leader's own code closes the store: a loop body or block is done with leading."""
-        if self._work is not None and not self._work.joined:
-            self._end_work()
+    def called_by(self, caller: Caller) -> bool:
+        """Whether the store's closing would make its own caller wait for itself; see `Works`."""
+        return self._works.called_by(caller)
 
     def cancel(self) -> None:
         """The store is closing and has waited long enough."""
-        self._stopping = True
+        self._stopping = self._cut_short = True
         self._interrupt(*Phase)
 
     async def proclaim(self, value: bytes) -> None:
@@ -285,11 +338,10 @@ class Candidacy:
 
     # --- the run ---
 
-    async def _drive(self, after: Candidacy | None) -> None:
+    async def _drive(self) -> None:
         wish = self.wish
         try:
             self._set_phase(Phase.IDLE)
-            self._after = after
             while self._after is not None:
                 # At most one entry per candidate: the former run's must be gone,
                 # and that of the one which itself was still waiting for another.
@@ -301,6 +353,7 @@ class Candidacy:
             self._contender = contender = self._core.backend.contender(
                 wish.key, wish.value, wish.ttl, wish.own_session
             )
+            contender.on_answer = self._recovered
             while not self._stopping:
                 self._set_phase(Phase.IDLE)
                 await self._wanted.wait()
@@ -336,8 +389,12 @@ class Candidacy:
             self._end_term(self.term, STOPPED)
         # The consumer hears of an error now, not when a store in trouble has answered.
         self._set_phase(Phase.RELEASING)
+        if self._works.alive and self.term is not None and self.term.remaining():
+            # Cancelled at the interpreter's end, while a thread still works as
+            # leader: its key is left to lapse, another may not lead before that.
+            self._contender = None
         try:
-            if self._contender is not None:
+            if self._contender is not None and not self._cut_short:
                 await self._let_go(self._contender)
         except (asyncio.CancelledError, LeadershipError):
             # The store is closing: its sessions end, and the entry with them.
@@ -399,6 +456,10 @@ class Candidacy:
             return
         term.end(reason)
         self._unwatch()
+        if self._watchdog is not None:
+            # It would keep the term, and all that it holds on to.
+            self._watchdog.cancel()
+            self._watchdog = None
         self._core.emit(
             TermEnded(self.wish.key, self._clock.now(), self.wish.id, term.token, reason)
         )
@@ -406,25 +467,24 @@ class Candidacy:
 
     async def _join(self, term: TermBase) -> None:
         """Wait for the leader's code, until the deadline: nobody else leads before it."""
-        if self._work is None or not self._work.worker.is_alive():
-            # At the interpreter's end too: the main thread's code is over by then.
+        if not self._works.alive:
             return
-        await self._clock.wait_for(self._work_ended.wait(), term.valid_until)
-        overrunning = self._work
-        if overrunning is None:
+        await self._clock.wait_for(self._works.wait_ended(), term.valid_until)
+        overrunning = self._works.alive
+        if not overrunning:
             return
         # Nobody believes in this term any more, so what follows is no release
         # but what a lapse would do: the session may live on for others.
 
         def report() -> None:
-            if self._work is overrunning:
+            if any(work in self._works for work in overrunning):
                 self._core.emit(
                     WorkOverran(self.wish.key, self._clock.now(), self.wish.id, term.token)
                 )
 
-        # A loss told at the deadline needs a moment to be heard.
+        # A loss told at the deadline, or by the store just now, needs a moment to be heard.
         moment = min(0.1, self.wish.ttl / 20)
-        self._clock.call_at(term.valid_until + moment, report)
+        self._clock.call_at(max(term.valid_until, self._clock.now()) + moment, report)
 
     async def _let_go(self, contender: Contender) -> None:
         """Remove our entry, however long the store takes to confirm it."""
@@ -434,6 +494,7 @@ class Candidacy:
             clock=self._clock,
             chance=self._core.context.random,
             trouble=self._trouble,
+            recovered=self._recovered,
         )
 
     async def _ride_out(self, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -443,24 +504,33 @@ class Candidacy:
             clock=self._clock,
             chance=self._core.context.random,
             trouble=self._trouble,
+            recovered=self._recovered,
         )
 
     def _watch_work(self, term: TermBase, limit: float) -> None:
         def look() -> None:
             if term.reason is not None:
                 return
-            idle_since = term.touched_at if self._work is not None else self._clock.now()
-            if self._clock.now() - idle_since >= limit:
+            now = self._clock.now()
+            idle_since = now if self._iterator_calls else term.touched_at
+            if now - idle_since >= limit:
                 self._end_term(term, UNRESPONSIVE)
             else:
-                self._clock.call_at(idle_since + limit, look)
+                self._watchdog = self._clock.call_at(idle_since + limit, look)
 
         look()
 
     def _trouble(self, error: StoreUnavailable, attempt: int, retry_in: float) -> None:
+        self._failures = attempt
         self._core.emit(
             StoreTrouble(self.wish.key, self._clock.now(), str(error), attempt, retry_in)
         )
+
+    def _recovered(self) -> None:
+        """The store answers: told once an outage, by a campaign already while it waits."""
+        failures, self._failures = self._failures, 0
+        if failures:
+            self._core.emit(StoreRecovered(self.wish.key, self._clock.now(), failures))
 
     # --- small means ---
 
@@ -486,21 +556,6 @@ class Candidacy:
         started = self.phase is not Phase.STARTING
         if self._drive_task is not None and started and self.phase in phases:
             self._drive_task.cancel()
-
-    def _called_from_work(self, inside: bool) -> bool:
-        """Whether the leader's own code is calling, and its return is all that we may wait for."""
-        work = self._work
-        if work is None or not inside:
-            return False
-        if work.joined:
-            return True
-        # A loop body or block that gives way itself is done with leading.
-        self._end_work()
-        return False
-
-    def _end_work(self) -> None:
-        self._work = None
-        self._work_ended.set()
 
     async def _released_or_late(self, term: TermBase) -> None:
         await self._clock.wait_for(asyncio.shield(term.released), term.valid_until)

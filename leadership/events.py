@@ -126,6 +126,36 @@ class NestedElection(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PeerReady(Event):
+    """This node of the peers backend takes part, after the silence that follows its start."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerExposed(Event):
+    """This node can be reached from other machines, and has no secret: anybody may speak to it."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAlarm(Event):
+    """Two processes answer as `node`, or (`raised` False) no longer do."""
+
+    node: str
+    raised: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRefused(Event):
+    """A message had no effect; the same is told once in a while, however often it comes."""
+
+    sender: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class EventsDropped(Event):
     """A hook was too slow; `count` events were not told."""
 
@@ -140,6 +170,10 @@ _LEVELS: dict[type[Event], int] = {
     TtlGranted: logging.WARNING,
     NestedElection: logging.WARNING,
     EventsDropped: logging.WARNING,
+    PeerAlarm: logging.ERROR,
+    PeerExposed: logging.WARNING,
+    PeerRefused: logging.WARNING,
+    PeerReady: logging.INFO,
     Elected: logging.INFO,
     TermEnded: logging.INFO,
     Released: logging.INFO,

@@ -37,7 +37,7 @@ class FollowerBase:
             raise ConfigurationError(f"retry={retry!r}: give a Retry, or None to raise at once")
         self.key = checked_key(key)
         self._following = Following(
-            self.core, self.key, retry, checked_seconds("patience", patience)
+            self.core, self.key, retry, checked_seconds("patience", patience), store
         )
 
     def __repr__(self) -> str:
@@ -110,7 +110,7 @@ class Follower(FollowerBase):
 
         An iterator whose first `next` is still to come begins a new observation.
         """
-        if not self.core.in_child():
+        if not self.core.nothing_to_end():
             self.core.call(self._following.stop)
 
     close = stop

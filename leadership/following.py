@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -50,10 +51,15 @@ class Following:
 
     Args:
         patience: seconds that a cut may last before the leader counts as unknown.
+        store: what each cursor keeps, until it is closed, from being collected and so closed.
     """
 
-    def __init__(self, core: Core, key: str, retry: Retry | None, patience: float) -> None:
+    def __init__(
+        self, core: Core, key: str, retry: Retry | None, patience: float, store: object
+    ) -> None:
         self._core = core
+        # Weakly, for the cursors hold this also when they are closed.
+        self._store = weakref.ref(store)
         self._clock = core.context.clock
         self.key = key
         self._retry = retry
@@ -62,18 +68,19 @@ class Following:
         self._told: Leader | None = None
 
     def _new_observation(self) -> Observation[Entry | None]:
-        return Observation(
-            self._core, self.key, lambda: self._core.backend.observe(self.key), self._retry
-        )
+        # Without `self`: a running observation is held by the core, and must not hold the store.
+        backend, key = self._core.backend, self.key
+        return Observation(self._core, key, lambda: backend.observe(key), self._retry)
 
     def cursor_of_leaders(self) -> Cursor[Entry | None, Leader]:
-        return Cursor(self._current, self._view_leader, self.patience)
+        return Cursor(self._current, self._view_leader, self.patience, store=self._store())
 
     def cursor_of_values(self) -> Cursor[Entry | None, str | None]:
-        return Cursor(self._current, self._view_value, self.patience)
+        return Cursor(self._current, self._view_value, self.patience, store=self._store())
 
     def _current(self) -> Observation[Entry | None]:
-        if self._observation.stopped:
+        """The observation to join: one that was stopped, or died of an error, tells nothing."""
+        if self._observation.stopped or self._observation.error is not None:
             self._observation = self._new_observation()
         return self._observation
 

@@ -71,7 +71,12 @@ class Lease:
         if self.ended is not None:
             return
         guard = min(0.1, seconds / 20) if self._guard is None else self._guard
-        until = sent_at + seconds * (1 - self._drift) - guard
+        self.extend(sent_at + seconds * (1 - self._drift) - guard)
+
+    def extend(self, until: float) -> None:
+        """Whoever grants it has counted the deadline itself: it is `until`, or later already."""
+        if self.ended is not None:
+            return
         generation, before = self.state
         if self._clock.now() >= before:
             # It lapsed. Whoever led on it has been, or is being, told that it is

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from types import TracebackType
 from typing import ClassVar, Generic, Self
 
+from . import inside
 from .backend import Capability
 from .candidate import Campaigner, CandidateBase, Term, TermT
 from .errors import NotLeader
@@ -28,6 +30,18 @@ class LockBase(CandidateBase[TermT], Generic[TermT]):
         retry: Retry | None = DEFAULT_RETRY,
     ) -> None:
         super().__init__(store, key, "lock", ttl, value=value, retry=retry)
+        # Each block's own term: when it ends, another's may be the last.
+        self._blocks: list[tuple[weakref.ref[object], TermT]] = []
+
+    def _enter_block(self, term: TermT) -> None:
+        self._blocks.append((inside.owner(), term))
+
+    def _leave_block(self) -> TermT:
+        """The term of the caller's block; where it has none, of the last."""
+        own = inside.owner()
+        block = next((b for b in reversed(self._blocks) if b[0] == own), self._blocks[-1])
+        self._blocks.remove(block)
+        return block[1]
 
     @property
     def token(self) -> int | None:
@@ -92,7 +106,7 @@ class Lock(LockBase[Term], Campaigner):
         return self._last_term().wait_lost(timeout)
 
     def __enter__(self) -> Self:
-        self.acquire()
+        self._enter_block(self._campaign(None).__enter__())
         return self
 
     def __exit__(
@@ -101,4 +115,4 @@ class Lock(LockBase[Term], Campaigner):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.release()
+        self._leave_block().__exit__(kind, error, trace)

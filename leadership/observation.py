@@ -43,7 +43,11 @@ class Observation(Generic[T]):
         self._open = open_stream
         self._retry = retry
         self._task: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set once something is different from now. Each change has an event of its own,
+
+        taken in the same step in which its waiter looked: nobody clears it for another.
+        """
         self._failures = 0
         self.leaving: set[asyncio.Future[None]] = set()
         self.users = 0
@@ -64,31 +68,36 @@ class Observation(Generic[T]):
         if self._task is None and not self.stopped:
             self._core.observations.add(self)
             self._task = asyncio.ensure_future(self._follow())
+            self._task.add_done_callback(lambda _: self._core.observations.discard(self))
 
     async def part(self) -> None:
         """One consumer less: stop with the last."""
         self.users -= 1
+        await self.rest()
+
+    async def rest(self) -> None:
+        """Stop, if no consumer is left."""
         if self.users <= 0:
             await self.stop()
 
     async def stop(self) -> None:
-        """End the watch at the store; consumers that wait come to the end of their iteration."""
-        self.stopped = True
-        self._changed.set()
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        self._core.observations.discard(self)
+        """End the watch at the store; consumers that wait come to the end of their iteration.
+
+        Returns, to each of several callers, when the watch has ended.
+        """
+        if not self.stopped:
+            self.stopped = True
+            self.wake()
+            # Once: cancelled again it would not finish ending the watch.
+            if self._task is not None:
+                self._task.cancel()
+        if self._task is not None:
+            await asyncio.wait([self._task])
 
     def wake(self) -> None:
         """Have every consumer look again."""
-        self._changed.set()
-
-    async def next_change(self) -> None:
-        """Wait until something about this observation is different."""
-        self._changed.clear()
-        await self._changed.wait()
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
 
     async def _follow(self) -> None:
         try:
@@ -101,7 +110,7 @@ class Observation(Generic[T]):
             )
         except Exception as error:
             self.error = error
-            self._changed.set()
+            self.wake()
 
     async def _read_stream(self) -> None:
         try:
@@ -109,17 +118,27 @@ class Observation(Generic[T]):
                 async for state in states:
                     self._take(state)
             raise StoreUnavailable(f"the watch on {self._key!r} ended; it is opened again")
-        except StoreUnavailable:
-            if self.cut_since is None:
-                self.cut_since = self.clock.now()
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # The backend's own: taken for ours it would end this in silence.
+            self._cut()
+            raise StoreUnavailable(f"the backend cancelled the watch on {self._key!r}") from None
+        except Exception:
+            self._cut()
             raise
+
+    def _cut(self) -> None:
+        if self.cut_since is None:
+            self.cut_since = self.clock.now()
 
     def _take(self, state: T) -> None:
         now = self.clock.now()
         self.confirmed_at = now
         if self.cut_since is not None:
             self.cut_since = None
-            self._changed.set()
+            self.wake()
         if self._failures:
             self._core.emit(StoreRecovered(self._key, now, self._failures))
             self._failures = 0
@@ -128,12 +147,12 @@ class Observation(Generic[T]):
             self.state = state
             self.since = now
             self.version += 1
-            self._changed.set()
+            self.wake()
 
     def _trouble(self, error: StoreUnavailable, attempt: int, retry_in: float) -> None:
         self._failures = attempt
         self._core.emit(StoreTrouble(self._key, self.clock.now(), str(error), attempt, retry_in))
-        self._changed.set()
+        self.wake()
 
 
 V = TypeVar("V")
@@ -161,6 +180,8 @@ class Cursor(Generic[T, V]):
     Args:
         source: the observation to join, asked at the first `next`.
         patience: seconds that a cut may last before the view is asked again.
+        store: what must not be collected, and so closed, before this is closed.
+            No observation may hold it: those are held by the store's core.
     """
 
     def __init__(
@@ -168,10 +189,13 @@ class Cursor(Generic[T, V]):
         source: Callable[[], Observation[T]],
         view: View[T, V],
         patience: float | None = None,
+        *,
+        store: object,
     ) -> None:
         self._source = source
         self._view = view
         self._patience = patience
+        self._store: object = store
         self._observation: Observation[T] | None = None
         self._closed = False
         self.told: object = None
@@ -198,21 +222,28 @@ class Cursor(Generic[T, V]):
             await self._change(observation)
 
     async def _change(self, observation: Observation[T]) -> None:
-        change = observation.next_change()
+        changed = observation.changed
         if self._patience is not None and observation.cut_since is not None:
             clock = observation.clock
             over = observation.cut_since + self._patience
             if clock.now() < over:
-                await clock.wait_for(change, over)
+                await clock.wait_for(changed.wait(), over)
                 return
-        await change
+        await changed.wait()
 
     async def close(self) -> None:
-        """Stop following; a waiting `next` comes to its end."""
-        if self._closed:
+        """Stop following; a waiting `next` comes to its end.
+
+        Returns, to each of several callers, when a watch that was only for this has ended.
+        """
+        closed, self._closed = self._closed, True
+        # Whoever keeps a traceback of this keeps no store open.
+        self._store = None
+        if self._observation is None:
             return
-        self._closed = True
-        if self._observation is not None:
+        if closed:
+            await self._observation.rest()
+        else:
             self._observation.wake()
             await self._observation.part()
 

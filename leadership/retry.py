@@ -55,18 +55,32 @@ async def riding_out(
     clock: Clock,
     chance: random.Random,
     trouble: Trouble,
+    recovered: Callable[[], None] = lambda: None,
 ) -> T:
-    """Call `attempt` until it does not raise `StoreUnavailable`; with `retry=None` once."""
+    """Call `attempt` until it does not raise `StoreUnavailable`; with `retry=None` once.
+
+    Args:
+        trouble: is told of each failure, before the wait that follows it.
+        recovered: is told when an attempt succeeded after others had failed.
+    """
     if retry is None:
         return await attempt()
     policy = retry
     failures = 0
     begun = clock.now()
+    first: StoreUnavailable | None = None
 
     async def timed() -> T:
         nonlocal begun
         begun = clock.now()
         return await attempt()
+
+    async def again() -> T:
+        nonlocal first
+        if first is not None:
+            failed, first = first, None
+            raise failed
+        return await timed()
 
     def wait(state: tenacity.RetryCallState) -> float:
         nonlocal failures
@@ -81,10 +95,17 @@ async def riding_out(
         assert isinstance(error, StoreUnavailable)
         trouble(error, failures, pause)
 
+    try:
+        # Nearly always the only one, and each hand-over waits for it: without the driver's cost.
+        return await timed()
+    except StoreUnavailable as error:
+        first = error
     driver = tenacity.AsyncRetrying(
         sleep=clock.sleep,
         wait=wait,
         retry=tenacity.retry_if_exception_type(StoreUnavailable),
         before_sleep=tell,
     )
-    return await driver(timed)
+    result: T = await driver(again)
+    recovered()
+    return result

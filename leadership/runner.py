@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from .candidate import Candidate, Term
 from .child import Child, adopt_orphans, find_program
 from .clock import Clock
+from .election import told_by_the_store
 from .errors import LeadershipError
 from .events import Event, Released, StoreRecovered, StoreTrouble, TtlGranted, WorkOverran
 from .reporting import Reporter
@@ -128,6 +129,9 @@ class Runner:
         guard = threading.Thread(target=self._guard, name="leadership-guard", daemon=True)
         # If it is ignored, the kernel reaps behind our back.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # A line of ours must not stop us, where the terminal stops who writes in the background.
+        for stopping in (signal.SIGTTOU, signal.SIGTTIN):
+            signal.signal(stopping, signal.SIG_IGN)
         guard.start()
         with telling_signals(self._told, *_STOPPING, signal.SIGTSTP):
             try:
@@ -153,17 +157,26 @@ class Runner:
             valid_until=term.valid_until,
             at=term.elected_at,
         )
-        job = _Job(Child(self._file, self._command, self._environment(term)), term)
-        self._mail.put(functools.partial(self._begin, job))
         watcher = threading.Thread(
             target=self._tell_loss, args=[term], name="leadership-loss", daemon=True
         )
+        # First: where no thread can be started there must be no command either.
         watcher.start()
-        status = job.child.wait()
-        by_itself = job.stopping_since is None
-        if not job.child.gone:
-            self._mail.put(functools.partial(self._stop, job, "the command left processes behind"))
+        job = _Job(Child(self._file, self._command, self._environment(term)), term)
+        try:
+            self._mail.put(functools.partial(self._begin, job))
+            status = job.child.wait()
+            by_itself = job.stopping_since is None
+            if not job.child.gone:
+                left_behind = "the command left processes behind"
+                self._mail.put(functools.partial(self._stop, job, left_behind))
+                job.child.wait_group()
+        except BaseException:
+            # The key is released when this is left, so nothing of the command may live on.
+            job.child.signal(signal.SIGKILL)
+            job.child.wait()
             job.child.wait_group()
+            raise
         shown = status if status >= 0 else 128 - status
         how = f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
         self._say("ended", f"the command {how}", status=shown, at=self._clock.now())
@@ -225,6 +238,9 @@ class Runner:
             return until - self._grace
         if job.killed:
             return float("inf")
+        if told_by_the_store(job.term):
+            # Another may lead already: no more time than a signal needs.
+            return job.stopping_since + self._margin
         return min(until - self._margin, job.stopping_since + self._drain)
 
     def _look(self) -> None:
@@ -249,7 +265,7 @@ class Runner:
     def _stop(self, job: _Job, reason: str) -> None:
         if job.stopping_since is None:
             job.stopping_since = self._clock.now()
-            job.child.signal(signal.SIGTERM)
+            self._signal(job, signal.SIGTERM)
             left = max(0.0, self._next_moment(job) - job.stopping_since)
             sentence = f"{reason}: the command is stopped, and killed in {left:.1f} s"
             self._say(
@@ -262,8 +278,18 @@ class Runner:
 
     def _kill(self, job: _Job) -> None:
         job.killed = True
-        job.child.signal(signal.SIGKILL)
-        self._say("killed", "the command had not ended in time: killed", at=self._clock.now())
+        if self._signal(job, signal.SIGKILL):
+            self._say("killed", "the command had not ended in time: killed", at=self._clock.now())
+
+    def _signal(self, job: _Job, number: signal.Signals) -> bool:
+        delivered = job.child.signal(number)
+        if not delivered:
+            sentence = (
+                f"{number.name} to the command is not permitted, it runs as another user: "
+                "let it give up its rights by another way, or run us with the right to end it"
+            )
+            self._say("not-permitted", sentence, name=number.name, at=self._clock.now())
+        return delivered
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._asked += 1

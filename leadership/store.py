@@ -46,25 +46,27 @@ class StoreBase:
         self.core.need("watch", Capability.WATCH)
         self.core.check_open()
         path = checked_key(key)
-        backend = self.core.backend
+        core, backend = self.core, self.core.backend
         return Cursor(
-            lambda: Observation(self.core, path, lambda: backend.watch(path), DEFAULT_RETRY),
+            lambda: Observation(core, path, lambda: backend.watch(path), DEFAULT_RETRY),
             states,
+            store=self,
         )
 
     def _cursor_of_tree(self, directory: str) -> Cursor[Pairs, Pairs]:
         self.core.need("watch_tree", Capability.WATCH)
         self.core.check_open()
         path = checked_key(directory, root=True)
-        backend = self.core.backend
+        core, backend = self.core, self.core.backend
         return Cursor(
-            lambda: Observation(self.core, path, lambda: backend.watch_tree(path), DEFAULT_RETRY),
+            lambda: Observation(core, path, lambda: backend.watch_tree(path), DEFAULT_RETRY),
             states,
+            store=self,
         )
 
-    def _own_runs(self) -> builtins.list[Candidacy]:
-        """The runs whose leader's code is calling."""
-        return [run for run in list(self.core.runs) if inside.is_inside(run)]
+    def _callers(self) -> builtins.list[tuple[Candidacy, inside.Caller]]:
+        """Who closes, as each run has to see it."""
+        return [(run, inside.caller(run)) for run in list(self.core.runs)]
 
     def _put(
         self, key: str, value: bytes | str, ttl: float | None
@@ -214,8 +216,8 @@ class Store(StoreBase):
         Idempotent, from any thread; bounded by the time that running work may
         take until its deadline and by one request.
         """
-        if not self.core.in_child():
-            self.core.call(self.core.close, self._own_runs())
+        if not self.core.nothing_to_end():
+            self.core.call(self.core.close, self._callers())
 
     def __enter__(self) -> Store:
         return self

@@ -16,7 +16,7 @@ class Stream(Generic[V]):
 
     Nothing happens before the first `next`, which tells the present state.
     Later states may be coalesced; the last is never missed. Leaving the loop
-    in any way ends the watch at the store.
+    in any way ends the watch at the store. Until then it keeps the store open.
     """
 
     def __init__(self, core: Core, cursor: Cursor[Any, V]) -> None:
@@ -45,7 +45,7 @@ class Stream(Generic[V]):
 
     def close(self) -> None:
         """End the watch; from any thread, at any moment, any number of times."""
-        if not self._core.in_child():
+        if not self._core.nothing_to_end():
             self._core.call(self._cursor.close)
 
     def __enter__(self) -> Stream[V]:

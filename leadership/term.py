@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from typing import TYPE_CHECKING, NoReturn
 
@@ -132,12 +133,11 @@ class TermBase:
             return
         # Fixed before anybody is told: a renewal of the shared session must
         # not give ended work more time.
-        self._deadline = min(self._claim.valid_until, self._lease_end())
+        until = self._claim.valid_until
+        # A lease that has ended, or lapsed and come back, has no deadline any more.
+        self._deadline = self._clock.now() if until == -math.inf else until
         self._reason = reason
         self.over.set_result(reason)
-
-    def _lease_end(self) -> float:
-        return self._clock.now() if self._lease.ended is not None else float("inf")
 
     def __repr__(self) -> str:
         state = self._reason or f"{self.remaining():.3f} s left"

@@ -14,14 +14,16 @@ from tests.servers.programs import ServerMissingError
 
 pytest_plugins = ["pytester", "tests.etcd_elections"]
 
-# A shell's background job ignores SIGINT, and every program started from it would
-# too: with a handler here, they begin with the default.
+# A shell's background job ignores SIGINT, what `nohup` starts SIGHUP, and every program
+# started from it would too: with a handler here, or none, they begin with the default.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 MakeEtcd = Callable[..., EtcdServer]
 
-_BUILT_IN = frozenset({"memory"})
+_BUILT_IN = frozenset({"memory", "peers"})
 _BACKEND_OF_FIXTURE = {
     "memory": "memory",
     "etcd": "etcd",

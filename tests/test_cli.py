@@ -535,7 +535,6 @@ class TestBadInput:
             (RUN, "CMD"),
             (["run", "--store", NOWHERE, "--key", "k", "--id", "a", "--ttl", "0.2", "true"], "1 s"),
             (["leader", "--store", "memory://x", "--key", "k", "--timeout", "-1"], "timeout"),
-            (["demo"], "make demo"),
             (["demo", "--store", "memory://x"], "memory://"),
             (["demo", "--store", NOWHERE, "--ttl", "0"], "seconds above 0"),
             (["led"], "led"),

@@ -16,6 +16,7 @@ from leadership.backend import Capability
 from leadership.backends.memory import MemoryBackend
 from leadership.testing import BackendConformance, Cuttable, FaultyBackend
 
+from .peers_cluster import PeersCluster, backend_of, cut_off, running
 from .servers.etcd_client import EtcdClient
 from .servers.fault_proxy import FaultProxy, Mode
 
@@ -59,6 +60,40 @@ class TestEtcd(BackendConformance):
             proxy.set(Mode.PASS)
 
         return new_store(f"etcd://{proxy.endpoint}"), cut_off
+
+
+@pytest.fixture(scope="module")
+def four_of_seven() -> Iterator[PeersCluster]:
+    """A majority that runs: the kit's own nodes come and go."""
+    with running(7, 4, ttl_ceiling=0.6) as cluster:
+        yield cluster
+
+
+@pytest.mark.backend("peers")
+class TestPeers(BackendConformance):
+    ttl = 0.6
+
+    @pytest.fixture(autouse=True)
+    def _cluster(self, four_of_seven: PeersCluster) -> None:
+        self.cluster = four_of_seven
+        self.opened: list[Store] = []
+
+    def make_store(self) -> Store:
+        free = set(range(4, 7)) - {
+            self.number(each) for each in self.opened if not each.core.closed
+        }
+        # Its silence after the start is the kit's to wait for, as a user's.
+        store = new_store(self.cluster.url(min(free)))
+        store.core.call(backend_of(store).driver)
+        self.opened.append(store)
+        return store
+
+    def make_cuttable_store(self) -> Cuttable:
+        store = self.make_store()
+        return store, lambda: cut_off(store)
+
+    def number(self, store: Store) -> int:
+        return self.cluster.addresses.index(backend_of(store)._settings.address)
 
 
 class PlainBackend(MemoryBackend):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from leadership.backend import Address, Capability, Context, Entry
+from leadership.backend import Address, Capability, Context, Entry, KVPair
 from leadership.backends.memory import MemoryBackend
 from leadership.clock import ManualClock
 from leadership.contention import (
@@ -23,6 +23,7 @@ from leadership.contention import (
 )
 from leadership.errors import (
     AccessDenied,
+    KeyModified,
     NotLeader,
     NotSupported,
     StoreUnavailable,
@@ -312,6 +313,40 @@ class TestUnknownOutcomes:
             await rival.campaign()
             await member.contender.leave()
             assert await here.entry() == b"2", "the second try took away another's entry"
+
+    @pytest.mark.parametrize("arrives", ["late", "never"])
+    @on_a_loop
+    async def test_an_entry_whose_removal_was_sent_does_not_lead_again(self, arrives: str) -> None:
+        async with scene() as here:
+            member = here.join(b"1")
+            first = await member.campaign()
+            delete = member.store.atomic_delete
+            sent: list[tuple[str, KVPair]] = []
+
+            async def on_its_way(key: str, previous: KVPair) -> None:
+                sent.append((key, previous))
+                raise StoreUnavailable("still on its way")
+
+            member.store.atomic_delete = on_its_way  # type: ignore[method-assign]
+            with pytest.raises(StoreUnavailable):
+                await member.contender.leave()
+            assert await here.entry() == b"1"
+            # Not before it is settled, either.
+            with pytest.raises(StoreUnavailable):
+                await member.campaign()
+            del member.store.atomic_delete
+            again = member.campaigning()
+            # It gives way first, as who resigned.
+            await here.pass_time(2)
+            second = await again
+            assert second.token > first.token, "a term that was over began again"
+            if arrives == "late":
+                for removal in sent:
+                    with pytest.raises(KeyModified):
+                        await delete(*removal)
+            await here.pass_time(TTL)
+            assert member.lost == []
+            assert second.valid_until > here.clock.now()
 
     @on_a_loop
     async def test_a_claim_that_the_caller_did_not_take_is_given_again_without_a_second_guard(

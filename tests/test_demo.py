@@ -118,6 +118,17 @@ def test_interrupted_it_leaves_nothing(
         assert command.errors() == []
 
 
+@pytest.mark.backend("peers")
+def test_with_no_server_at_all_it_shows_the_same() -> None:
+    with Command("demo", "--ttl", str(TTL)) as command:
+        key = key_of(command)
+        told = "\n".join(command.lines())
+        assert command.status() == 0
+    assert AFTER_KILL.search(told)
+    assert AFTER_RESIGN.search(told)
+    assert candidates(key) == []
+
+
 def test_killed_it_leaves_nothing_either(etcd: EtcdClient) -> None:
     with demo(etcd) as command:
         key = key_of(command)
@@ -137,7 +148,7 @@ def test_a_store_that_goes_away_is_a_failure(
         url = f"etcd://{proxy.endpoint}"
         with new_store(url) as store:
             proxy.set(Mode.RESET)
-            assert Demo(store, url, TTL).run() == 1
+            assert Demo(store, dict.fromkeys("abc", url), TTL).run() == 1
     assert "FAILED: a new leader did not come in time" in capsys.readouterr().out
 
 
@@ -145,10 +156,11 @@ def test_a_candidate_that_fails_is_named(
     etcd: EtcdClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with new_store(etcd.url) as store:
-        assert Demo(store, "etcd://127.0.0.1:1?color=1", TTL).run() == 1
+        urls = dict.fromkeys("abc", "etcd://127.0.0.1:1?color=1")
+        assert Demo(store, urls, TTL).run() == 1
     assert "no option 'color'" in capsys.readouterr().out
 
 
 def test_one_processes_memory_is_no_stage_for_three() -> None:
     with new_store("memory://demo") as store, pytest.raises(ConfigurationError, match="etcd"):
-        Demo(store, "memory://demo", TTL)
+        Demo(store, dict.fromkeys("abc", "memory://demo"), TTL)

@@ -62,14 +62,6 @@ ENDINGS = {
     watch = store.watch(key)
     next(watch)
     """,
-    "working": """
-    started = threading.Event()
-    def work(term):
-        started.set()
-        threading.Event().wait()
-    threading.Thread(target=candidate.run, args=[work], daemon=True).start()
-    started.wait()
-    """,
     "stopped": "    candidate.campaign(); candidate.stop(); candidate.stop()",
     "closed": "    candidate.campaign(); store.close(); store.close()",
     "left by an exception": """
@@ -113,11 +105,30 @@ ENDINGS = {
 def test_an_interpreter_that_ends_leaves_nothing_and_does_not_hang(
     etcd: EtcdClient, key: str, ending: str
 ) -> None:
-    if ending == "working":
-        # Its work never ends, so its key is not released but lapses.
-        python(PREPARE + ENDINGS[ending], seconds=20, STORE=etcd.url, KEY=key)
-    else:
-        run(etcd, key, ENDINGS[ending])
+    run(etcd, key, ENDINGS[ending])
+
+
+def test_work_that_outlasts_the_interpreters_end_keeps_its_key_until_the_deadline(
+    etcd: EtcdClient, key: str
+) -> None:
+    before = leases(etcd)
+    python(
+        PREPARE
+        + """
+    started = threading.Event()
+    def work(term):
+        started.set()
+        threading.Event().wait()
+    threading.Thread(target=candidate.run, args=[work], daemon=True).start()
+    started.wait()
+    """,
+        seconds=20,
+        STORE=etcd.url,
+        KEY=key,
+    )
+    assert etcd.ctl("get", "--prefix", f"{key}/", "--keys-only").split()
+    (left,) = leases(etcd) - before
+    etcd.ctl("lease", "revoke", left)
 
 
 def test_ctrl_c_in_the_loop_releases(etcd: EtcdClient, key: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from leadership import Candidate, Follower, Retry, Store, new_store
-from leadership.backends._etcd_election import EtcdContender
+from leadership.backends._etcd_contender import EtcdContender
 from leadership.backends._grpc import etcdrpc
 from leadership.backends.etcd import EtcdBackend
 from leadership.errors import (

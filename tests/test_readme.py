@@ -17,6 +17,7 @@ from leadership.backend import Backend
 from leadership.testing import BackendConformance
 
 from .command import leadership
+from .peers_cluster import PeersCluster, backend_of
 from .servers.etcd_client import EtcdClient
 
 README = Path(__file__).parent.parent / "README.md"
@@ -99,6 +100,22 @@ def test_example_following(example: Example) -> None:
         with pytest.raises(InterruptedError):
             example.run("following")
     assert example.printed == [(None,), ("10.0.0.5:8080",), (None,)]
+
+
+@pytest.mark.backend("peers")
+def test_example_peers(example: Example) -> None:
+    cluster = PeersCluster(3, secret="", ttl_ceiling=2)
+    del cluster.options["secret"], cluster.options["wall_clock_skew"]
+    code = EXAMPLES["peers"]
+    for number, address in enumerate(cluster.addresses, start=7001):
+        code = code.replace(f"127.0.0.1:{number}", address)
+    stores = [new_store(cluster.url(number)) for number in (1, 2)]
+    for store in stores:
+        store.core.call(backend_of(store).driver)
+    exec(compile(code, "README.md: peers", "exec"), example.names)
+    for store in stores:
+        store.close()
+    assert example.printed[0][1] > 0
 
 
 @pytest.mark.backend("memory")

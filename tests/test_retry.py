@@ -21,6 +21,7 @@ class Outage:
         self.failures = failures
         self.attempts: list[float] = []
         self.told: list[tuple[str, int, float]] = []
+        self.recovered = 0
         self._clock = clock
         self._takes = takes
 
@@ -32,7 +33,11 @@ class Outage:
         return "answer"
 
     def trouble(self, error: StoreUnavailable, attempt: int, retry_in: float) -> None:
+        assert not self.recovered
         self.told.append((str(error), attempt, retry_in))
+
+    def over(self) -> None:
+        self.recovered += 1
 
     async def ride(self, retry: Retry | None) -> str:
         return await riding_out(
@@ -41,6 +46,7 @@ class Outage:
             clock=self._clock,
             chance=random.Random(1),
             trouble=self.trouble,
+            recovered=self.over,
         )
 
     async def ride_with_time(self, retry: Retry) -> str:
@@ -102,6 +108,15 @@ class TestRidingOut:
             for earlier, later in zip(outage.attempts, outage.attempts[1:], strict=False)
         ]
         assert waited == pytest.approx([retry_in for _, _, retry_in in outage.told])
+
+    @pytest.mark.parametrize(("failures", "told"), [(0, 0), (1, 1), (4, 1)])
+    @on_a_loop
+    async def test_the_end_of_an_outage_is_told_once_and_only_of_an_outage(
+        self, failures: int, told: int
+    ) -> None:
+        outage = Outage(failures, ManualClock())
+        await outage.ride_with_time(Retry())
+        assert outage.recovered == told
 
     @on_a_loop
     async def test_it_does_not_try_before_the_wait_is_over(self) -> None:

@@ -1,0 +1,526 @@
+"""Drives one node: its messages over HTTP, its state on the disk, its timer.
+
+The node decides (`_quorum_lease`); what it returns is carried out here, in
+its order. What arrives is handed to it only whole, sealed, fresh and in the
+name that the seal bears.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from ..backend import Context
+from ..errors import ConfigurationError, LeadershipError, StoreUnavailable
+from ..events import PeerAlarm, PeerReady, PeerRefused
+from ._electio import Surface, node_id, read_reply
+from ._peers_http import DROPPED, Answer, Asked, Client, Server
+from ._peers_post import MESSAGES, Post
+from ._peers_seal import Node, OtherIncarnation, Refused, Seals
+from ._peers_settings import Settings
+from ._peers_state import StateDirectory, StateUnwritableError
+from ._quorum_effects import (
+    Effect,
+    Elected,
+    Ignored,
+    Leader,
+    LeaderSeen,
+    Lost,
+    Persist,
+    Ready,
+    Released,
+    Renewed,
+    Send,
+    StoredState,
+    TwoIncarnations,
+)
+from ._quorum_lease import QuorumLease
+from ._quorum_messages import (
+    Announcement,
+    AnyMessage,
+    Message,
+    Release,
+    Request,
+    Vote,
+)
+from ._quorum_messages import Answer as Answering
+
+WHO = "/leadership/who"
+LEADER = "/leadership/leader"
+
+_LONGEST_POLL = 30.0
+_QUIET = 10.0
+"""Seconds in which the same complaint is told once."""
+
+_encode = msgspec.json.Encoder().encode
+_decoder = msgspec.json.Decoder(list[AnyMessage])
+_NO_MESSAGES: list[Message] = []
+
+
+class Part(Protocol):
+    """A contender, as the driver has to tell it of its node's decisions."""
+
+    def elected(self, effect: Elected) -> None: ...
+    def renewed(self, effect: Renewed) -> None: ...
+    def lost(self, effect: Lost) -> None: ...
+    def released(self) -> None: ...
+
+
+class _Awaited:
+    """The answers that the requests in one HTTP request are still to get."""
+
+    def __init__(self, requests: Iterable[Message]) -> None:
+        self.missing = {request.header.number for request in requests}
+        self.answers: list[Message] = []
+        self.complete = asyncio.Event()
+        if not self.missing:
+            self.complete.set()
+
+    def take(self, answer: Answering) -> None:
+        self.answers.append(answer)
+        self.missing.discard(answer.header.number)
+        if not self.missing:
+            self.complete.set()
+
+
+class Driver:
+    """One node of the cluster, from its start to its close.
+
+    Args:
+        settings: checked.
+        context: the clock, chance and events of the store.
+    """
+
+    def __init__(self, settings: Settings, context: Context) -> None:
+        self._settings = settings
+        self._context = context
+        self._clock = context.clock
+        self._own = Node(settings.address, context.random.getrandbits(63) | 1)
+        self._seals = Seals(self._own, settings.secrets)
+        self._client = Client(settings.limits, settings.client_tls)
+        self._server = Server(self._answer, self._clock, settings.limits, settings.server_tls)
+        self._post = Post(
+            self._client,
+            self._seals,
+            self._clock,
+            settings.timing.heartbeat,
+            settings.timing.vote_window,
+            self._delivered,
+            self.complain,
+        )
+        self._state = None if settings.state_dir is None else StateDirectory(settings.state_dir)
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "leadership-peers-state")
+        self._parts: dict[str, Part] = {}
+        self._awaited: dict[tuple[str, str, int], _Awaited] = {}
+        self._timer: Any = None
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._complaints: dict[tuple[str, str], float] = {}
+        self._alive_at = self._clock.now()
+        self._drop_until = float("-inf")
+        self._reached_since: float | None = None
+        self._changed: asyncio.Future[None] | None = None
+        self._shown = settings.shown
+        self._closed = False
+        self.node: QuorumLease = None  # type: ignore[assignment]
+        self.surface = Surface(
+            settings.cluster,
+            settings.address,
+            settings.members,
+            self._shown_leader,
+            self._clock.wall,
+            settings.electio_changes,
+        )
+
+    # --- from the start to the end ---
+
+    async def start(self) -> None:
+        """Read the state, listen, and begin to take part.
+
+        Raises:
+            ConfigurationError: the state cannot be used, or another process has our address.
+            StoreUnavailable: the address cannot be listened at.
+        """
+        settings = self._settings
+        stored = None
+        if self._state is not None:
+            values = await self._on_disk(self._state.open)
+            if "state" in values:
+                stored = msgspec.convert(values["state"], StoredState)
+        self.node = QuorumLease(
+            id=settings.address,
+            incarnation=f"{self._own.incarnation:016x}",
+            members=settings.members,
+            cluster=settings.cluster,
+            timing=settings.timing,
+            random=self._context.random,
+            wall_clock=lambda: self._clock.wall() * 1000,
+            now=self._clock.now(),
+            durable=self._state is not None,
+            stored=stored,
+            bootstrap=settings.bootstrap,
+        )
+        await self._server.start(settings.listen)
+        await self._ask_whether_alone()
+        self._spawn(self._look_after_time())
+        self._spawn(self._look_after_legacy())
+        self.act(self.node.tick)
+
+    async def _ask_whether_alone(self) -> None:
+        """Two processes behind one address would vote twice in its name."""
+        try:
+            answer = await self._client.call("GET", self._own.address, WHO, timeout=2.0)
+        except StoreUnavailable:
+            # Not every network lets a node reach itself by its own address.
+            return
+        if answer.status == 200 and answer.body != str(self._own.incarnation).encode():
+            await self.close()
+            raise ConfigurationError(
+                f"another process answers at {self._own.address}: each member needs an address "
+                "of its own, not one that several processes share"
+            )
+
+    async def close(self) -> None:
+        """Stop taking part. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        # Releases on their way are worth a moment.
+        await self._post.close(self._settings.timing.heartbeat)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+        await self._server.close()
+        await self._client.close()
+        if self._state is not None:
+            await self._on_disk(self._state.close)
+        self._writer.shutdown(wait=False)
+        self._tell_change()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _on_disk(self, act: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, act)
+
+    # --- the node's decisions ---
+
+    def enter(self, uid: str, part: Part) -> None:
+        self._parts[uid] = part
+
+    def forget(self, uid: str) -> None:
+        self._parts.pop(uid, None)
+
+    def act(self, decide: Callable[[float], list[Effect]]) -> None:
+        """Have the node decide something now, and carry out what follows."""
+        if self._closed:
+            return
+        # Read before the decision, and so before anything is sent: terms count from it.
+        self._carry_out(decide(self._clock.now()))
+
+    async def settle(self) -> None:
+        """Until who can be reached has been told of what was decided."""
+        await self._post.settle(self._settings.timing.heartbeat)
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(to, message):
+                    self._send(to, message)
+                case Persist():
+                    self._persist(effect)
+                case Elected(uid=uid):
+                    if uid in self._parts:
+                        self._parts[uid].elected(effect)
+                case Renewed(uid=uid):
+                    if uid in self._parts:
+                        self._parts[uid].renewed(effect)
+                case Lost(uid=uid):
+                    if uid in self._parts:
+                        self._parts[uid].lost(effect)
+                case Released(uid=uid):
+                    if uid in self._parts:
+                        self._parts[uid].released()
+                case LeaderSeen(key=key):
+                    self._shown = self._shown or key
+                    self._tell_change()
+                case Ready():
+                    self._context.emit(PeerReady("", self._clock.now(), self._own.address))
+                    self._tell_change()
+                case TwoIncarnations(node, raised):
+                    self._context.emit(PeerAlarm("", self._clock.now(), node, raised))
+                case Ignored(sender, reason):
+                    self.complain(sender, reason)
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._clock.call_at(self.node.next_tick, lambda: self.act(self.node.tick))
+
+    def _persist(self, effect: Persist) -> None:
+        assert self._state is not None
+        values = {"state": msgspec.to_builtins(effect.state)}
+        writing = asyncio.get_running_loop().run_in_executor(
+            self._writer, functools.partial(self._state.write, values)
+        )
+
+        def written(done: asyncio.Future[None]) -> None:
+            if done.cancelled():
+                return
+            error = done.exception()
+            if error is not None and not isinstance(error, StateUnwritableError):
+                raise error
+            if error is not None:
+                self.complain(self._own.address, str(error))
+            self.act(lambda now: self.node.persisted(effect.number, error is None, now))
+
+        writing.add_done_callback(written)
+
+    def _send(self, to: str, message: Message) -> None:
+        if isinstance(message, Answering):
+            header = message.header
+            awaited = self._awaited.get((to, header.receiver_incarnation, header.number))
+            # One that nobody waits for any more came too late to be of use.
+            if awaited is not None:
+                awaited.take(message)
+            return
+        if isinstance(message, (Release, Vote)) and message.ticket is not None:
+            message = msgspec.structs.replace(message, ticket=self._seals.ticket(message.ticket))
+        self._post.send(to, message)
+
+    def _delivered(self, to: str, answers: list[Message]) -> None:
+        """The answers of a peer that proved to be it."""
+        self.node.legacy.discard(to)
+        for answer in answers:
+            if isinstance(answer, Answering) and answer.header.sender == to:
+                self.act(functools.partial(self.node.receive, answer))
+
+    # --- what is asked of this node ---
+
+    async def _answer(self, asked: Asked) -> Answer:
+        if asked.path == MESSAGES and asked.method == "POST":
+            return await self._take_messages(asked)
+        if asked.path == WHO and asked.method == "GET":
+            return Answer(200, str(self._own.incarnation).encode())
+        if asked.path == LEADER and asked.method == "GET":
+            return await self._tell_leader(asked)
+        reply = self.surface.answer(asked.method, asked.path, asked.query)
+        return Answer(reply.status, reply.body, reply.headers)
+
+    async def _take_messages(self, asked: Asked) -> Answer:
+        members = frozenset(self.node.stage.members + self.node.stage.joining)
+        try:
+            try:
+                sealed = self._seals.open_request(asked.headers, MESSAGES, asked.body, members)
+            except OtherIncarnation:
+                # So it learns who we are now; this has no other effect.
+                return self._sealed(asked.headers, _NO_MESSAGES, 409)
+            messages = _decoder.decode(asked.body)
+            self._check_names(messages, sealed.sender)
+        except (Refused, msgspec.DecodeError, UnicodeDecodeError) as error:
+            self.complain(asked.came_from, str(error))
+            return Answer(403)
+        asked.is_member()
+        if self._is_stale(asked):
+            return DROPPED
+        requests = [message for message in messages if isinstance(message, Request)]
+        awaited = _Awaited([r for r in requests if _wants_answer(r)])
+        for request in requests:
+            header = request.header
+            self._awaited[header.sender, header.incarnation, header.number] = awaited
+        try:
+            for request in requests:
+                self.act(functools.partial(self.node.receive, request))
+            await self._clock.wait_for(
+                awaited.complete.wait(), self._clock.now() + self._settings.timing.vote_window
+            )
+        finally:
+            for request in requests:
+                header = request.header
+                self._awaited.pop((header.sender, header.incarnation, header.number), None)
+        return self._sealed(asked.headers, awaited.answers, 200)
+
+    def _sealed(self, to: Mapping[str, str], messages: list[Message], status: int) -> Answer:
+        body = _encode(messages)
+        return Answer(status, body, self._seals.answer(to, MESSAGES, body))
+
+    def _check_names(self, messages: list[Any], sender: Node) -> None:
+        for message in messages:
+            header = message.header
+            if (header.sender, header.incarnation) != (
+                sender.address,
+                f"{sender.incarnation:016x}",
+            ):
+                raise Refused("it speaks in another's name")
+            ticket = getattr(message, "ticket", None)
+            if ticket is not None and not self._seals.is_genuine(ticket):
+                raise Refused("its ticket is not sealed with the secret of this cluster")
+
+    def _is_stale(self, asked: Asked) -> bool:
+        """Whether it may have waited unread while this process stood still.
+
+        A promise given to it would help nobody, and hold others up.
+        """
+        self._notice_gap()
+        return asked.has_gone() or self._clock.now() < self._drop_until
+
+    def _notice_gap(self) -> None:
+        now, heartbeat = self._clock.now(), self._settings.timing.heartbeat
+        if now - self._alive_at > 2 * heartbeat:
+            self._drop_until = now + heartbeat / 2
+        self._alive_at = now
+
+    async def _look_after_time(self) -> None:
+        heartbeat = self._settings.timing.heartbeat
+        while True:
+            await self._clock.sleep(heartbeat / 2)
+            self._notice_gap()
+            if self.reaches_quorum() != (self._reached_since is not None):
+                self._reached_since = None if self._reached_since else self._clock.now()
+                self._tell_change()
+
+    # --- who leads ---
+
+    def reaches_quorum(self) -> bool:
+        return self.node.reaches_quorum(self._clock.now())
+
+    def knows(self, key: str) -> bool:
+        """Whether this node would have heard of a leader of `key`, if there is one."""
+        if self._reached_since is None or not self.reaches_quorum():
+            return False
+        if self.node.leaders.leader(key) is not None:
+            return True
+        # A leader is heard of with each heartbeat.
+        return self._clock.now() - self._reached_since > 2 * self._settings.timing.heartbeat
+
+    def leader(self, key: str) -> Leader | None:
+        return self.node.leaders.leader(key)
+
+    async def wait_change(self, seconds: float) -> None:
+        """Until something about leaders or the quorum is different, or a while has passed."""
+        if self._changed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+        await self._clock.wait_for(asyncio.shield(self._changed), self._clock.now() + seconds)
+
+    def _tell_change(self) -> None:
+        changed, self._changed = self._changed, None
+        if changed is not None and not changed.done():
+            changed.set_result(None)
+
+    async def _tell_leader(self, asked: Asked) -> Answer:
+        """For who is no member: the leader now, or as soon as it is another than was told."""
+        wanted = LeaderQuestion.read(asked.query)
+        deadline = self._clock.now() + min(wanted.wait, _LONGEST_POLL)
+        while not self._closed:
+            told = self._told(wanted.key)
+            left = deadline - self._clock.now()
+            if told.tag != wanted.tag or left <= 0:
+                break
+            await self.wait_change(min(left, self._settings.timing.heartbeat))
+        return Answer(200, _encode(told), {"Content-Type": "application/json"})
+
+    def _told(self, key: str) -> LeaderAnswer:
+        if not self.knows(key):
+            return LeaderAnswer("unknown", False)
+        leader = self.leader(key)
+        if leader is None:
+            return LeaderAnswer("none", True)
+        return LeaderAnswer(
+            f"{leader.term}-{zlib.crc32(leader.value):08x}",
+            True,
+            leader.value,
+            leader.term,
+            leader.node,
+        )
+
+    # --- electio's nodes ---
+
+    def _shown_leader(self) -> str | None:
+        leader = None if self._shown is None else self.leader(self._shown)
+        return None if leader is None else leader.node
+
+    async def _look_after_legacy(self) -> None:
+        """Each second: see who speaks electio's protocol alone, and tell them of our leader."""
+        while True:
+            others = [m for m in self.node.stage.members if m != self._own.address]
+            silent = [m for m in others if not self._post.heard_of(m)]
+            await asyncio.gather(*(self._ping(each) for each in silent))
+            await self._clock.sleep(1.0)
+
+    async def _ping(self, address: str) -> None:
+        with contextlib.suppress(LeadershipError):
+            answer = await self._client.call("GET", address, self.surface.ping_path(), timeout=1.0)
+            reply = read_reply(answer.body) if answer.status == 200 else None
+            if reply is None:
+                return
+            self.surface.saw(node_id(self._settings.cluster, address), reply.master)
+            who = await self._client.call("GET", address, WHO, timeout=1.0)
+            if who.status == 200:
+                self.node.legacy.discard(address)
+                return
+            self.node.legacy.add(address)
+            if self._shown_leader() == self._own.address and reply.master != self.surface.id:
+                await self._client.call("GET", address, self.surface.follow_path(), timeout=1.0)
+
+    # --- complaints ---
+
+    def complain(self, of: str, reason: str) -> None:
+        """Tell of what had no effect: the same once in a while, however often it comes."""
+        now = self._clock.now()
+        if now - self._complaints.get((of, reason), float("-inf")) < _QUIET:
+            return
+        if len(self._complaints) > 1000:
+            self._complaints.clear()
+        self._complaints[of, reason] = now
+        self._context.emit(PeerRefused("", now, of, reason))
+
+
+class LeaderQuestion(msgspec.Struct, frozen=True):
+    """What a client that is no member asks; in the query of a GET.
+
+    Attributes:
+        tag: of the answer that it had last; the next one waits until it is another.
+        wait: seconds, at most.
+    """
+
+    key: str
+    tag: str = ""
+    wait: float = 0.0
+
+    @classmethod
+    def read(cls, query: str) -> LeaderQuestion:
+        try:
+            return msgspec.convert(dict(parse_qsl(query)), cls, strict=False)
+        except msgspec.ValidationError:
+            return cls("")
+
+
+class LeaderAnswer(msgspec.Struct, frozen=True):
+    """
+    Attributes:
+        tag: differs with each change.
+        known: whether the node would have heard of a leader, if there is one.
+    """
+
+    tag: str
+    known: bool
+    value: bytes | None = None
+    term: int = 0
+    node: str = ""
+
+
+def _wants_answer(request: Message) -> bool:
+    return not isinstance(request, Announcement)

@@ -1,0 +1,245 @@
+"""Seals: who sent this, to whom, and has it been seen before?
+
+With a shared secret each request carries a code (HMAC-SHA256) over its
+content, its sender and receiver with their incarnations, and a number that
+no request of that sender had before. So nobody else can make one, and one
+that is sent again, or to another node, or to a node that has restarted since,
+has no effect. An answer's code covers the request that it answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+from msgspec.structs import replace
+
+from ._quorum_messages import Ticket
+
+WIRE_VERSION = 1
+KNOWN_VERSIONS = frozenset({WIRE_VERSION})
+
+_PREFIX = "Leadership-"
+_WINDOW = 4096
+_INCARNATIONS = 4
+"""How many incarnations of one sender are told apart, so that an old one's are not new again."""
+
+
+class Refused(Exception):
+    """A request or an answer that must have no effect; the text says why, for the log."""
+
+
+class OtherIncarnation(Refused):
+    """It was meant for this node before its restart: the sender has to learn the new one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One process of one member: its address, and a number that no other process has."""
+
+    address: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What a request's seal says, once it is believed."""
+
+    sender: Node
+    number: int
+
+
+class _Window:
+    """Which numbers of one sender were seen: those too old to remember count as seen."""
+
+    def __init__(self) -> None:
+        self._highest = 0
+        self._seen = 0
+
+    def take(self, number: int) -> bool:
+        """Whether `number` is new; it is not any more after this."""
+        if number > self._highest:
+            ahead = min(number - self._highest, _WINDOW)
+            self._seen = (self._seen << ahead | 1) & ((1 << _WINDOW) - 1)
+            self._highest = number
+            return True
+        bit = 1 << (self._highest - number)
+        if self._highest - number >= _WINDOW or self._seen & bit:
+            return False
+        self._seen |= bit
+        return True
+
+
+class Seals:
+    """Makes the seals of one node, and checks those of others.
+
+    Args:
+        own: this node.
+        secrets: the first one seals, all are believed: so a secret can be
+            changed without a moment in which nodes refuse each other. Empty:
+            everything is believed.
+    """
+
+    def __init__(self, own: Node, secrets: tuple[bytes, ...] = ()) -> None:
+        self.own = own
+        self._secrets = secrets
+        self._number = 0
+        self._windows: dict[str, dict[int, _Window]] = {}
+
+    # --- requests ---
+
+    def request(self, to: Node, path: str, body: bytes) -> tuple[dict[str, str], int]:
+        """The headers for a request to `to` (incarnation 0: not known yet), and its number."""
+        self._number += 1
+        fields = {
+            "Wire": str(WIRE_VERSION),
+            "From": self.own.address,
+            "From-Incarnation": str(self.own.incarnation),
+            "To": to.address,
+            "To-Incarnation": str(to.incarnation),
+            "Number": str(self._number),
+        }
+        return self._sealed(fields, path, body), self._number
+
+    def open_request(
+        self, headers: Mapping[str, str], path: str, body: bytes, members: frozenset[str]
+    ) -> Sealed:
+        """Check a request.
+
+        Args:
+            members: the addresses that may send one.
+
+        Raises:
+            OtherIncarnation: it is genuine, but meant for this node before a restart.
+            Refused: it must have no effect.
+        """
+        fields = _fields(headers, _REQUEST)
+        self._check(fields, headers, path, body)
+        sender = Node(fields["From"], _number(fields["From-Incarnation"]))
+        if sender.address not in members:
+            raise Refused("the sender is no member")
+        if fields["To"] != self.own.address:
+            raise Refused("it is addressed to another node")
+        number = _number(fields["Number"])
+        if _number(fields["To-Incarnation"]) != self.own.incarnation:
+            raise OtherIncarnation("it is addressed to an earlier process of this node")
+        if self._secrets and not self._window(sender).take(number):
+            raise Refused("it was seen before")
+        return Sealed(sender, number)
+
+    def _window(self, sender: Node) -> _Window:
+        known = self._windows.setdefault(sender.address, {})
+        window = known.get(sender.incarnation)
+        if window is None:
+            while len(known) >= _INCARNATIONS:
+                del known[next(iter(known))]
+            window = known[sender.incarnation] = _Window()
+        return window
+
+    # --- answers ---
+
+    def answer(self, to: Mapping[str, str], path: str, body: bytes) -> dict[str, str]:
+        """The headers for the answer to the request whose headers were `to`."""
+        fields = {
+            "Wire": str(WIRE_VERSION),
+            "From": self.own.address,
+            "From-Incarnation": str(self.own.incarnation),
+            "To": _header(to, "From"),
+            "To-Incarnation": _header(to, "From-Incarnation"),
+            "Answers": _header(to, "Number"),
+        }
+        return self._sealed(fields, path, body)
+
+    def open_answer(
+        self, headers: Mapping[str, str], path: str, body: bytes, asked: Node, number: int
+    ) -> Node:
+        """Who answered our request `number` to `asked`.
+
+        Raises:
+            Refused: nobody whom we asked.
+        """
+        fields = _fields(headers, _ANSWER)
+        self._check(fields, headers, path, body)
+        ours = (self.own.address, str(self.own.incarnation), str(number))
+        if (fields["To"], fields["To-Incarnation"], fields["Answers"]) != ours:
+            raise Refused("it answers another request")
+        if fields["From"] != asked.address:
+            raise Refused("another node answered")
+        return Node(asked.address, _number(fields["From-Incarnation"]))
+
+    # --- tickets, which are shown on to others than they were sent to ---
+
+    def ticket(self, ticket: Ticket) -> Ticket:
+        """The ticket, sealed where it is our own."""
+        if not self._secrets or ticket.seal or ticket.node != self.own.address:
+            return ticket
+        return replace(ticket, seal=_ticket_code(self._secrets[0], ticket))
+
+    def is_genuine(self, ticket: Ticket) -> bool:
+        """Whether it was sealed with the secret of this cluster."""
+        given = ticket.seal.encode()
+        fits = [
+            hmac.compare_digest(_ticket_code(secret, ticket).encode(), given)
+            for secret in self._secrets
+        ]
+        return not self._secrets or any(fits)
+
+    # --- the code ---
+
+    def _sealed(self, fields: dict[str, str], path: str, body: bytes) -> dict[str, str]:
+        headers = {_PREFIX + name: value for name, value in fields.items()}
+        if self._secrets:
+            headers[_PREFIX + "Seal"] = _code(self._secrets[0], fields, path, body)
+        return headers
+
+    def _check(
+        self, fields: Mapping[str, str], headers: Mapping[str, str], path: str, body: bytes
+    ) -> None:
+        if self._secrets:
+            given = _header(headers, "Seal").encode()
+            # All are compared, in constant time: how long it takes tells nothing.
+            fits = [
+                hmac.compare_digest(_code(secret, fields, path, body).encode(), given)
+                for secret in self._secrets
+            ]
+            if not any(fits):
+                raise Refused("it is not sealed with the secret of this cluster")
+        if _number(fields["Wire"]) not in KNOWN_VERSIONS:
+            raise Refused(f"wire version {fields['Wire']} is not known here")
+
+
+_REQUEST = ("Wire", "From", "From-Incarnation", "To", "To-Incarnation", "Number")
+_ANSWER = ("Wire", "From", "From-Incarnation", "To", "To-Incarnation", "Answers")
+
+
+def _code(secret: bytes, fields: Mapping[str, str], path: str, body: bytes) -> str:
+    parts = [path, *(f"{name}={value}" for name, value in fields.items())]
+    # Header values hold no line break, so no two sets of fields read alike.
+    head = "\n".join(parts).encode() + b"\n\n"
+    return hmac.new(secret, head + body, hashlib.sha256).hexdigest()
+
+
+def _ticket_code(secret: bytes, ticket: Ticket) -> str:
+    content = msgspec.json.encode(replace(ticket, seal=""))
+    return hmac.new(secret, b"ticket\n" + content, hashlib.sha256).hexdigest()
+
+
+def _header(headers: Mapping[str, str], name: str) -> str:
+    return headers.get(_PREFIX + name, "")
+
+
+def _fields(headers: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    fields = {name: _header(headers, name) for name in names}
+    missing = [name for name, value in fields.items() if not value]
+    if missing:
+        raise Refused(f"the header {_PREFIX}{missing[0]} is missing")
+    return fields
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        raise Refused("a header that should be a number is none")
+    return int(text)

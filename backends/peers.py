@@ -1,0 +1,275 @@
+"""Elections without a server: each process is a node, and a majority of the nodes elects.
+
+The safe peers protocol (`_quorum_lease`) over HTTP, beside electio's own
+surface. A node starts with the store's first use and takes part until the
+store is closed; a store with `observe=1` is a client that only asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Callable
+from typing import ClassVar
+
+from ..backend import Address, Backend, Capability, Contender, Context, Entry
+from ..errors import ConfigurationError, HandleClosed, NotLeader, NotSupported, StoreUnavailable
+from ..events import PeerExposed, TtlGranted
+from ..lease import Claim, Lease, claim
+from ._peers_driver import Driver
+from ._peers_observer import Observer
+from ._peers_settings import VALUE, settings_of
+from ._quorum_effects import Elected, Lost, Renewed
+
+_STOPPED = "the node was stopped"
+
+
+class PeersBackend(Backend):
+    """One node of a cluster that needs no server; or a client of one.
+
+    A ttl over the cluster's `ttl_ceiling` is granted as that: each restarted
+    node has to be silent for as long as the longest promise, so it is small.
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.ELECTION, Capability.LOCK, Capability.FENCING}
+    )
+    maximum_value_size: ClassVar[float] = VALUE
+    conditions: ClassVar[str] = (
+        "the token grows over a restart of a majority at once only where the nodes have a "
+        "state_dir, or their wall clocks differ by less than wall_clock_skew"
+    )
+
+    def __init__(self, address: Address, context: Context) -> None:
+        super().__init__(address, context)
+        self._settings = settings_of(address, context)
+        self.minimum_ttl = self._settings.shortest_ttl
+        self._names = itertools.count(1)
+        self._starting: asyncio.Task[Driver] | None = None
+        self._observer = Observer(self._settings, context) if self._settings.observer else None
+        self._closed = False
+        self._told_ttl: set[float] = set()
+
+    async def connect(self) -> None:
+        if self._observer is not None:
+            await self._observer.ask("leadership/connect")
+            return
+        driver = await self.driver()
+        deadline = self.context.clock.now() + self.context.request_timeout
+        while not (driver.node.ready and driver.reaches_quorum()):
+            if self.context.clock.now() >= deadline:
+                raise StoreUnavailable(_why_not_ready(driver))
+            await driver.wait_change(deadline - self.context.clock.now())
+
+    async def driver(self) -> Driver:
+        """The running node, started on first use.
+
+        Raises:
+            StoreUnavailable: it cannot listen at its address; asked again, it tries again.
+        """
+        if self._closed:
+            raise HandleClosed("the store is closed: make a new one")
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+        starting = self._starting
+        try:
+            return await asyncio.shield(starting)
+        except BaseException:
+            if starting.done() and self._starting is starting:
+                self._starting = None
+            raise
+
+    async def _start(self) -> Driver:
+        settings = self._settings
+        if settings.is_exposed:
+            now = self.context.clock.now()
+            self.context.emit(PeerExposed("", now, settings.listen))
+        driver = Driver(settings, self.context)
+        try:
+            await driver.start()
+        except BaseException:
+            await driver.close()
+            raise
+        return driver
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._observer is not None:
+            await self._observer.close()
+        starting, self._starting = self._starting, None
+        if starting is None:
+            return
+        if not starting.done():
+            starting.cancel()
+        await asyncio.wait([starting])
+        if not starting.cancelled() and starting.exception() is None:
+            await starting.result().close()
+
+    def granted(self, ttl: float) -> float:
+        """The ttl that this cluster grants, told once where it is another.
+
+        Raises:
+            ConfigurationError: it is another, and the store is strict.
+        """
+        ceiling = self._settings.timing.lease_ceiling
+        if ttl <= ceiling:
+            return ttl
+        if self.context.strict_ttl:
+            raise ConfigurationError(
+                f"ttl={ttl:g} is over this cluster's ceiling of {ceiling:g} s: give a ttl up to "
+                f"that, or add ttl_ceiling={ttl:g} on all nodes (each restarted node is then "
+                "silent for that long)"
+            )
+        if ttl not in self._told_ttl:
+            self._told_ttl.add(ttl)
+            self.context.emit(TtlGranted("", self.context.clock.now(), ttl, ceiling))
+        return ceiling
+
+    def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        if self._observer is not None:
+            raise NotSupported("this store only observes: leave out observe=1 and add listen=")
+        uid = f"{next(self._names)}"
+        return PeersContender(self, uid, key, value, self.granted(ttl))
+
+    async def observe(self, key: str) -> AsyncGenerator[Entry | None, None]:
+        if self._observer is not None:
+            async for seen in self._observer.follow(key):
+                yield seen
+            return
+        driver = await self.driver()
+        clock, patience = self.context.clock, self.context.request_timeout
+        told: list[Entry | None] = []
+        cut_at: float | None = None
+        while not self._closed:
+            if driver.knows(key):
+                cut_at = None
+                leader = driver.leader(key)
+                entry = None if leader is None else Entry(leader.value, leader.term)
+                if told != [entry]:
+                    told = [entry]
+                    yield entry
+                    continue
+            else:
+                cut_at = clock.now() if cut_at is None else cut_at
+                # After the start it takes a while to hear of whoever leads.
+                if told or clock.now() - cut_at >= patience:
+                    raise StoreUnavailable(_why_not_ready(driver))
+            await driver.wait_change(self._settings.timing.heartbeat)
+        raise HandleClosed("the store is closed: make a new one")
+
+
+def _why_not_ready(driver: Driver) -> str:
+    if driver.reaches_quorum():
+        return (
+            "this node was started a moment ago, and takes part after its restart silence: "
+            "wait, or lower ttl_ceiling on all nodes"
+        )
+    return "no majority of the members answers: see that enough of them run and can be reached"
+
+
+class PeersContender(Contender):
+    """One contender of this node; the node queues those for one key."""
+
+    def __init__(self, backend: PeersBackend, uid: str, key: str, value: bytes, ttl: float) -> None:
+        self._backend = backend
+        self._clock = backend.context.clock
+        self._uid = uid
+        self._key = key
+        self._value = value
+        self._ttl = ttl
+        self._driver: Driver | None = None
+        self._lease: Lease | None = None
+        self._lost: Callable[[str], None] | None = None
+        self._won: asyncio.Future[Claim] | None = None
+        self._entered = False
+        self._leading = False
+        self._gone: asyncio.Future[None] | None = None
+
+    async def campaign(self, lost: Callable[[str], None]) -> Claim:
+        driver = self._driver = await self._backend.driver()
+        driver.enter(self._uid, self)
+        self._lost = lost
+        if self._leading:
+            # An earlier claim was not taken: another term, with another token.
+            await self.leave()
+            self._lost = lost
+        self._won = asyncio.get_running_loop().create_future()
+        self._entered = True
+        driver.act(
+            lambda now: driver.node.campaign(self._key, self._uid, self._value, self._ttl, now)
+        )
+        patience = self._backend.context.request_timeout
+        cut_at: float | None = None
+        while not self._won.done():
+            if driver.node.ready and driver.reaches_quorum():
+                cut_at = None
+                if self.on_answer is not None:
+                    self.on_answer()
+            else:
+                cut_at = self._clock.now() if cut_at is None else cut_at
+                if self._clock.now() - cut_at >= patience:
+                    raise StoreUnavailable(_why_not_ready(driver))
+            await self._clock.wait_for(asyncio.shield(self._won), self._clock.now() + patience / 4)
+        return self._won.result()
+
+    # --- what the node decides ---
+
+    def elected(self, effect: Elected) -> None:
+        self._leading = True
+        # The node has taken drift and guard off already.
+        self._lease = Lease(self._clock, 0.0)
+        self._lease.extend(effect.valid_until)
+        if self._won is not None and not self._won.done():
+            self._won.set_result(claim(effect.term, self._lease))
+
+    def renewed(self, effect: Renewed) -> None:
+        if self._lease is not None:
+            self._lease.extend(effect.valid_until)
+
+    def lost(self, effect: Lost) -> None:
+        self._entered = self._leading = False
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.end(effect.reason)
+        lost, self._lost = self._lost, None
+        if self._won is not None and not self._won.done():
+            self._won.set_exception(StoreUnavailable(effect.reason))
+        elif lost is not None:
+            lost(effect.reason)
+
+    def released(self) -> None:
+        self._entered = self._leading = False
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    # --- as leader, and after ---
+
+    async def proclaim(self, value: bytes) -> None:
+        driver = self._driver
+        if driver is None or not self._leading:
+            raise NotLeader(f"this node does not lead {self._key!r}: campaign first")
+        driver.act(lambda now: driver.node.proclaim(self._key, self._uid, value, now))
+        self._value = value
+        # As at a store: who asks another node after our return is told the new value.
+        await driver.settle()
+
+    async def leave(self) -> None:
+        driver, self._lost = self._driver, None
+        if driver is None or not self._entered:
+            return
+        self._gone = asyncio.get_running_loop().create_future()
+        if self._won is not None and not self._won.done():
+            self._won.cancel()
+        driver.act(lambda now: driver.node.withdraw(self._key, self._uid, now))
+        # Told at the latest when all promises have ended by themselves.
+        await self._clock.wait_for(
+            asyncio.shield(self._gone), self._clock.now() + self._backend.context.request_timeout
+        )
+        self._lease = None
+        self._leading = False
+
+    async def close(self) -> None:
+        driver = self._driver
+        if driver is not None:
+            driver.act(lambda now: driver.node.withdraw(self._key, self._uid, now))
+            driver.forget(self._uid)

@@ -1,0 +1,209 @@
+"""`leadership run` ends, and says the truth, also where its surroundings are odd."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .command import PATIENCE, PROGRAM, Command, environment
+from .programs import python
+from .waiting import wait_until
+
+pytestmark = [
+    pytest.mark.backend("memory"),
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
+
+RUN = ("run", "--store", "memory://x", "--key", "k", "--id", "a")
+
+
+@pytest.mark.parametrize("descriptor", ["1", "2"])
+def test_a_closed_output_costs_nobody_the_commands_status(descriptor: str) -> None:
+    """As a supervisor's that closes what it does not want."""
+    ended = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'exec "$@" {descriptor}>&-',
+            "sh",
+            *PROGRAM,
+            *RUN,
+            "--",
+            "sh",
+            "-c",
+            "exit 7",
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert "Traceback" not in ended.stderr
+    assert ended.returncode == 7
+
+
+def test_following_ends_at_once_where_nobody_can_read_it() -> None:
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *PROGRAM, "follow", *RUN[1:5]],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_dead_process_that_nobody_reaps_is_not_waited_for() -> None:
+    """A daemon leaves for a session of its own, and never reaps the child that it had before."""
+    daemon = """
+import os, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        os._exit(0)
+    os.setsid()
+    time.sleep(25)
+"""
+    with Command(*RUN, "--ttl", "2", "--json", "--", sys.executable, "-c", daemon) as running:
+        running.wait_for("released")
+        assert running.status() == 0
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("setpriv"), reason="needs root and setpriv"
+)
+def test_a_command_that_we_may_not_signal_is_not_told_as_killed() -> None:
+    """As `sudo ./serve` by another user; here root without that right."""
+    ours = subprocess.Popen(
+        [
+            *("setpriv", "--bounding-set=-kill", *PROGRAM, *RUN, "--ttl", "2", "--json", "--"),
+            *("setpriv", "--reuid", "65534", "--clear-groups", "sleep", "20"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert ours.stderr is not None
+    events = map(json.loads, ours.stderr)
+    with ours:
+        child = next(event["pid"] for event in events if event["event"] == "started")
+        try:
+            name = Path(f"/proc/{child}/comm")
+            wait_until(lambda: name.read_text().strip() == "sleep", PATIENCE, "the command")
+            ours.send_signal(signal.SIGTERM)
+            told = []
+            for event in events:
+                told.append(event["event"])
+                if event["event"] == "not-permitted" and event["name"] == "SIGKILL":
+                    break
+            assert "killed" not in told
+            assert "released" not in told
+            os.kill(child, signal.SIGKILL)
+            assert ours.wait(PATIENCE) == 128 + signal.SIGTERM
+        finally:
+            ours.kill()
+
+
+def test_a_command_is_not_started_where_its_guard_cannot_be() -> None:
+    """As under a limit on threads; and what was started is not left when something else fails."""
+    printed = python(
+        """
+    import threading
+    from leadership import Candidate, events, new_store, runner
+    from leadership.clock import SystemClock
+    from leadership.reporting import Reporter
+
+    children = []
+    class Child(runner.Child):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            children.append(self)
+        def wait(self):
+            if fault == "wait" and not waited:
+                waited.append(1)
+                raise RuntimeError("for the test")
+            return super().wait()
+    runner.Child = Child
+
+    start = threading.Thread.start
+    def starting(thread):
+        if fault == "thread" and thread.name == "leadership-loss":
+            raise RuntimeError("for the test")
+        start(thread)
+    threading.Thread.start = starting
+
+    def hook(event):
+        if isinstance(event, events.Released):
+            print(fault, [child.gone for child in children])
+
+    for fault in ("thread", "wait"):
+        waited = []
+        with new_store("memory://x", hooks=[hook]) as store:
+            candidate = Candidate(store, "k", "a", ttl=60, grace=0)
+            try:
+                runner.Runner(
+                    candidate, ["sleep", "60"], grace=0, once=False,
+                    clock=SystemClock(), reporter=Reporter(True, 1),
+                ).run()
+            except RuntimeError as error:
+                pass
+    """
+    )
+    lines = [line for line in printed.splitlines() if not line.startswith("{")]
+    assert lines == ["thread []", "wait [True]"]
+
+
+def in_a_terminal(session: Callable[[], str]) -> str:
+    """What `session` returns, run in a session with a terminal of its own."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        try:
+            os.write(1, f"RESULT {session()}".encode())
+        finally:
+            os._exit(0)
+    told = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(terminal, 4096):
+            told += chunk
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    return told.decode().rpartition("RESULT ")[2]
+
+
+def test_a_terminal_that_stops_who_writes_in_the_background_does_not_stop_us() -> None:
+    stubborn = ("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
+
+    def session() -> str:
+        with open(os.devnull) as nothing:
+            ours = subprocess.Popen(
+                [*PROGRAM, *RUN, "--ttl", "2", "--", *stubborn],
+                process_group=0,
+                stdin=nothing,
+                stdout=subprocess.PIPE,
+                env=environment(),
+            )
+        assert ours.stdout is not None
+        assert ours.stdout.readline() == b"ready\n"
+        attributes = termios.tcgetattr(0)
+        attributes[3] |= termios.TOSTOP
+        termios.tcsetattr(0, termios.TCSANOW, attributes)
+        ours.send_signal(signal.SIGTERM)
+        try:
+            return str(ours.wait(PATIENCE))
+        except subprocess.TimeoutExpired:
+            os.killpg(ours.pid, signal.SIGKILL)
+            return "stopped for ever"
+
+    assert in_a_terminal(session) == str(128 + signal.SIGTERM)

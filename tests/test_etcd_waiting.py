@@ -1,0 +1,242 @@
+"""Who waits on etcd while the store goes away: told with `retry=None`, else it keeps its place."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from leadership import Candidate, Retry, Store, new_store
+from leadership.errors import StoreUnavailable
+from leadership.events import Event, LeaseRenewed, StoreTrouble
+
+from .conftest import MakeEtcd
+from .etcd_elections import CLOCK, contender, entries, opened, told, win
+from .loops import on_a_loop
+from .servers.etcd import ROOT, EtcdServer
+from .servers.etcd_client import EtcdClient
+from .servers.fault_proxy import FaultProxy
+from .waiting import async_wait_until, wait_until
+
+
+@pytest.fixture
+def relay(etcd: EtcdClient) -> Iterator[FaultProxy]:
+    with FaultProxy(int(etcd.endpoint.rpartition(":")[2])) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def cut(relay: FaultProxy, events: list[Event]) -> Iterator[Store]:
+    address = f"etcd://{relay.endpoint}"
+    with new_store(address, hooks=[events.append], request_timeout=1) as opened:
+        yield opened
+        relay.set("pass")
+
+
+def troubles(events: list[Event], key: str) -> list[StoreTrouble]:
+    return [each for each in told(events, StoreTrouble) if each.key == key]
+
+
+class TestWithoutARetry:
+    # With the long ttl no renewal finds out before the watch does.
+    @pytest.mark.parametrize(("mode", "ttl"), [("reset", 120), ("stall", 6), ("down", 6)])
+    def test_the_first_outage_is_raised_out_of_the_wait(
+        self,
+        etcd: EtcdClient,
+        store: Store,
+        cut: Store,
+        relay: FaultProxy,
+        key: str,
+        mode: str,
+        ttl: float,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        leader = Candidate(store, key, "a", ttl=30)
+        leader.campaign(timeout=10)
+        candidate = Candidate(cut, key, "b", ttl=ttl, retry=None)
+        standings = candidate.run_for_election()
+        assert next(standings) is False
+        waiting = pool.submit(next, standings)
+        wait_until(lambda: len(entries(etcd, key)) == 2, 10, "the second entry")
+        relay.set(mode)
+        with pytest.raises(StoreUnavailable):
+            waiting.result(20)
+        relay.set("pass")
+        wait_until(lambda: len(entries(etcd, key)) == 1, 20, "the end of its entry")
+        # And it may run again.
+        again = pool.submit(candidate.campaign)
+        wait_until(lambda: len(entries(etcd, key)) == 2, 10, "its new entry")
+        leader.stop()
+        assert again.result(20).is_valid()
+        candidate.stop()
+
+    @pytest.mark.parametrize("mode", ["reset", "stall"])
+    def test_the_loss_of_one_endpoint_of_two_is_no_outage(
+        self,
+        etcd: EtcdClient,
+        store: Store,
+        relay: FaultProxy,
+        key: str,
+        mode: str,
+        pool: ThreadPoolExecutor,
+        events: list[Event],
+    ) -> None:
+        leader = Candidate(store, key, "a", ttl=30)
+        leader.campaign(timeout=10)
+        address = f"etcd://{relay.endpoint},{etcd.endpoint}"
+        with new_store(address, hooks=[events.append], request_timeout=1) as both:
+            waiting = pool.submit(Candidate(both, key, "b", ttl=3, retry=None).campaign)
+            wait_until(lambda: len(entries(etcd, key)) == 2, 10, "the second entry")
+            relay.set(mode)
+            cut_at = CLOCK.now()
+
+            def renewed() -> bool:
+                """By the other way: so often that the watch had its time to come after."""
+                return len([each for each in told(events, LeaseRenewed) if each.at > cut_at]) > 3
+
+            wait_until(renewed, 20, "renewals by the second endpoint")
+            leader.stop()
+            assert waiting.result(20).is_valid()
+            assert not troubles(events, key)
+
+    def test_a_token_that_grew_old_is_no_outage(
+        self, make_etcd: MakeEtcd, key: str, pool: ThreadPoolExecutor
+    ) -> None:
+        server = make_etcd(auth=True, auth_token_ttl=1)
+        address = f"etcd://{ROOT.name}:{ROOT.password}@{server.endpoint}"
+        with new_store(address) as mine, new_store(address) as theirs:
+            leader = Candidate(theirs, key, "a", ttl=5)
+            leader.campaign(timeout=10)
+            waiting = pool.submit(Candidate(mine, key, "b", ttl=5, retry=None).campaign)
+            wait_until(lambda: len(server.ctl("get", "--prefix", key, "--keys-only").split()) == 2)
+            for number in range(3):
+                # Each time a watch that is new on the stream is refused, and the stream renewed.
+                before = CLOCK.now()
+                wait_until(lambda b=before: CLOCK.now() > b + 1.5)  # type: ignore[misc]
+                with mine.watch(f"{key}-{number}") as states:
+                    assert next(states) is None
+                assert not waiting.done()
+            leader.stop()
+            assert waiting.result(20).is_valid()
+
+
+class TestWithARetry:
+    def test_it_tells_the_outage_and_keeps_its_place(
+        self,
+        etcd: EtcdClient,
+        store: Store,
+        cut: Store,
+        relay: FaultProxy,
+        key: str,
+        pool: ThreadPoolExecutor,
+        events: list[Event],
+    ) -> None:
+        leader = Candidate(store, key, "a", ttl=30)
+        leader.campaign(timeout=10)
+        second = Candidate(cut, key, "b", ttl=30, retry=Retry(0.05, 0.5))
+        waiting = pool.submit(second.campaign)
+        wait_until(lambda: len(entries(etcd, key)) == 2, 10, "the second entry")
+        places = entries(etcd, key)
+        third = Candidate(store, key, "c", ttl=30)
+        behind = pool.submit(third.campaign)
+        wait_until(lambda: len(entries(etcd, key)) == 3, 10, "the third entry")
+        relay.set("reset")
+        wait_until(lambda: len(troubles(events, key)) >= 3, 20, "its own trouble")
+        relay.set("pass")
+        wait_until(lambda: CLOCK.now() > troubles(events, key)[-1].at, 5)
+        leader.stop()
+        assert waiting.result(20).is_valid()
+        assert not behind.done()
+        assert set(places) & set(entries(etcd, key)), "another entry than before"
+        second.stop()
+        behind.result(20)
+        third.stop()
+
+    def test_an_outage_in_which_the_leader_goes_is_ridden_out(
+        self, etcd_server: EtcdServer, key: str, pool: ThreadPoolExecutor, events: list[Event]
+    ) -> None:
+        with new_store(etcd_server.url, hooks=[events.append]) as mine:
+            leader = Candidate(mine, key, "a", ttl=30)
+            leader.campaign(timeout=10)
+            second = Candidate(mine, key, "b", ttl=30)
+            waiting = pool.submit(second.campaign)
+            wait_until(lambda: len(entries(etcd_server, key)) == 2, 10, "the second entry")
+            etcd_server.kill()
+            wait_until(lambda: troubles(events, key), 20, "its own trouble")
+            etcd_server.start_again()
+            leader.stop()
+            assert waiting.result(20).is_valid()
+            second.stop()
+
+
+class TestTheContender:
+    """What `campaign` raises, and how it goes on when it is called again."""
+
+    @on_a_loop
+    async def test_a_session_that_is_not_renewed_is_told_once_and_the_entry_keeps_its_place(
+        self, etcd: EtcdClient, key: str
+    ) -> None:
+        async with opened(etcd.endpoint) as backend, opened(etcd.endpoint) as other:
+            leader, second, third = (
+                contender(each, key, ttl=20) for each in (other, backend, other)
+            )
+            await win(leader)
+            answers: list[None] = []
+            second.on_answer = lambda: answers.append(None)
+            waiting = asyncio.ensure_future(win(second))
+            await async_wait_until(lambda: answers, what="the first answer")
+            behind = asyncio.ensure_future(win(third))
+            await async_wait_until(lambda: third.revision, what="the third entry")
+            session, revision = second._session, second.revision
+            renewed = session._renew
+
+            async def fail() -> None:
+                raise StoreUnavailable("for the test")
+
+            session._renew = fail
+            # Not in six seconds, but now.
+            session._task.cancel()
+            await asyncio.wait([session._task])
+            session.ttl, ttl = 0.3, session.ttl
+            session._task = asyncio.ensure_future(session._keep())
+            with pytest.raises(StoreUnavailable, match="not renewed: for the test"):
+                await waiting
+            assert answers == [None]
+            again = asyncio.ensure_future(win(second))
+            await async_wait_until(lambda: session._failures > 5, what="more failures")
+            assert not again.done(), "the same outage was told twice"
+            assert answers == [None, None], "it did not say that the store answers again"
+            session._renew, session.ttl = renewed, ttl
+            await leader.leave()
+            claim, _ = await again
+            assert claim.token == second.revision == revision
+            assert not behind.done()
+            await second.leave()
+            await behind
+            await third.leave()
+            for each in (leader, second, third):
+                await each.close()
+
+    @on_a_loop
+    async def test_a_stream_that_dies_and_is_opened_again_ends_no_wait(
+        self, etcd: EtcdClient, key: str
+    ) -> None:
+        async with opened(etcd.endpoint) as backend, opened(etcd.endpoint) as other:
+            leader, second = contender(other, key), contender(backend, key)
+            await win(leader)
+            waiting = asyncio.ensure_future(win(second))
+            watches = backend._watches
+            for _ in range(3):
+                await async_wait_until(
+                    lambda: len(watches._by_id) == 2, what="both watches on the stream"
+                )
+                backend._connection.abandon(backend._connection.link())
+                await async_wait_until(lambda: len(watches._by_id) == 0 or watches._failures == 1)
+            assert not waiting.done()
+            await leader.leave()
+            await waiting
+            await second.leave()
+            for each in (leader, second):
+                await each.close()
