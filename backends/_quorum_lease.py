@@ -625,6 +625,10 @@ class QuorumLease:
 
     def _on_members_notice(self, message: MembersNotice, now: float) -> None:
         self._catch_up(message, now)
+        if not self.ready:
+            # The next list begins with the terms that are told here: who has yet
+            # to learn what it forgot must not be counted among those who told.
+            return
         self._mail.send(
             MembersAnswer(
                 self._mail.reply_header(message.header),
@@ -641,7 +645,9 @@ class QuorumLease:
 
     def _tell_members(self, receiver: str, now: float) -> None:
         """Whoever acts under another configuration may have missed a change, or we have."""
-        if now < self._told_members_at.get(receiver, -math.inf) + self.timing.heartbeat:
+        if not self.ready or now < (
+            self._told_members_at.get(receiver, -math.inf) + self.timing.heartbeat
+        ):
             return
         self._told_members_at[receiver] = now
         header = self._mail.header(receiver, self._mail.next_number())
@@ -664,7 +670,7 @@ class QuorumLease:
             if progress(stage) > progress(self.stage):
                 self._act_under(stage, floor, terms, now)
 
-        self._storage.keep_stage(stage, enter, now)
+        self._storage.keep_stage(stage, max(floor, *terms.values(), 0), enter, now)
 
     def _act_under(self, stage: Members, floor: int, terms: dict[str, int], now: float) -> None:
         self._mail.quorum = Quorum(self.cluster, self.timing, stage)
