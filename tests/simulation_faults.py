@@ -316,13 +316,14 @@ class Faults:
         world = self.world
         # What was sent before healing must have come or gone.
         world.run(world.now + self.plan.longest_delay)
-        if self.plan.change_members:
-            # A change carries each term that may have been led, also one of a campaign
-            # that failed after some gave it leases. Whoever leads in a lower one is
-            # refused by all then, lapses once, and is followed in a higher one.
-            world.run(world.now + 2 * self.plan.timing.lease_ceiling)
         while True:
-            stage, leaderships = self._latest(), world.leaderships
+            stage = self._latest()
+            if self.plan.change_members:
+                # A change carries each term that may have been led, also one of a campaign
+                # that failed after some gave it leases. Whoever leads in a lower one is
+                # refused by all then, lapses once, and is followed in a higher one.
+                world.run(world.now + 2 * self.plan.timing.lease_ceiling)
+            leaderships = world.leaderships
             world.run(world.now + 2 * self.plan.timing.lease_ceiling)
             if self._latest() == stage and self._settled():
                 break
