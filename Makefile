@@ -5,7 +5,8 @@ VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 WITH_SERVERS := tests/servers/with_servers.sh
-PYTEST_ARGS ?=
+# The tests wait more than they work: three of them at a time keep two cores half busy.
+PYTEST_ARGS ?= --numprocesses 3 --dist worksteal
 BENCH_ARGS ?=
 
 .PHONY: install test demo bench simulate mutants check clean

@@ -162,6 +162,7 @@ class Server:
         self._factory: _Factory | None = None
         self._listening: asyncio.Server | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def start(self, address: str) -> None:
         """Begin to listen.
@@ -174,7 +175,12 @@ class Server:
         loop = asyncio.get_running_loop()
         try:
             self._listening = await loop.create_server(
-                self._factory, host, port, ssl=self._tls, backlog=128
+                self._factory,
+                host,
+                port,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._limits.slowest if self._tls else None,
+                backlog=128,
             )
         except OSError as error:
             raise StoreUnavailable(
@@ -188,6 +194,8 @@ class Server:
         listening, self._listening = self._listening, None
         if listening is None:
             return
+        self._closed = True
+        await _accept_no_more(listening)
         listening.close()
         assert self._sweeping is not None
         assert self._factory is not None
@@ -205,6 +213,9 @@ class Server:
     # --- what connections tell ---
 
     def opened(self, connection: _Connection) -> None:
+        if self._closed:  # it was being accepted when the server closed
+            _drop(connection)
+            return
         connection.touched_at = self._clock.now()
         self._connections[connection] = None
         if len(self._connections) > self._limits.connections:
@@ -271,6 +282,19 @@ class Server:
             if len(parts) > self._limits.body:
                 return None
         return bytes(parts)
+
+
+async def _accept_no_more(listening: asyncio.Server) -> None:
+    """Let what is being accepted arrive, so that it can be closed.
+
+    asyncio (CPython 3.11) makes the connection a turn after it accepted, and where the
+    server has closed in between, it leaves the socket open and tells nobody.
+    """
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(NotImplementedError):  # only loops that poll have readers
+        for each in listening.sockets:
+            loop.remove_reader(each.fileno())
+        await asyncio.sleep(0)
 
 
 def _drop(connection: _Connection) -> None:

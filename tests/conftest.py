@@ -5,6 +5,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,6 @@ _BACKEND_OF_FIXTURE = {
 
 _versions: dict[str, str] = {}
 _tests_run: Counter[str] = Counter()
-_backends_of_test: dict[str, frozenset[str]] = {}
 
 
 @pytest.fixture(scope="session")
@@ -95,12 +95,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for name in getattr(item, "fixturenames", ())
             if name in _BACKEND_OF_FIXTURE
         }
-        _backends_of_test[item.nodeid] = frozenset(marked | used)
+        # A property of the report's, and so told to the process that counts too.
+        item.user_properties.extend(("backend", name) for name in sorted(marked | used))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" and not report.skipped:
-        _tests_run.update(_backends_of_test.get(report.nodeid, frozenset()))
+        _tests_run.update(str(value) for name, value in report.user_properties if name == "backend")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None:  # one of several processes, that run the tests side by side
+        told["versions"] = _versions
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    _versions.update(getattr(node, "workeroutput", {}).get("versions", {}))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -83,7 +83,6 @@ def test_an_address_in_use_is_one_line_and_status_2(two_nodes: list[Command]) ->
     taken = f"127.0.0.1:{free_port()}"
     with Command("peer", "--listen", taken, "--members", taken, "--json") as first:
         first.wait_for("starting")
-        first.wait_for("ready")
         ended = leadership("peer", "--listen", taken, "--members", taken)
     assert ended.returncode == 2
     assert "cannot listen" in ended.stderr

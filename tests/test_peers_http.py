@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -235,3 +236,19 @@ def test_addresses_are_taken_apart() -> None:
     assert [is_loopback(h) for h in ("localhost", "127.0.0.9", "::1", "0.0.0.0", "h")] == [
         True, True, True, False, False,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("turns", range(6))
+@on_a_loop
+async def test_a_connection_that_arrives_while_the_server_closes_is_closed(turns: int) -> None:
+    async with serving() as (server, address):
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(split_address(address)) as client:
+            client.setblocking(False)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await server.close()
+            async with asyncio.timeout(5):
+                with contextlib.suppress(ConnectionResetError):
+                    assert await loop.sock_recv(client, 1) == b""
+        assert server.connections == 0
