@@ -41,7 +41,7 @@ simulate: install
 
 # The peers core with each rule taken out: by how many seeds it is caught.
 mutants: install
-	@$(RUN)/python -m tests.quorum_mutants
+	@$(RUN)/python -m tests.quorum_mutant_table
 
 check: install
 	$(RUN)/ruff check

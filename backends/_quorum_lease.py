@@ -221,13 +221,15 @@ class QuorumLease:
 
     @property
     def healthy(self) -> bool:
-        """Whether the node may campaign."""
+        """Whether the node may campaign. After a change, `next_tick` may be earlier."""
         return self._healthy
 
     @healthy.setter
     def healthy(self, healthy: bool) -> None:
         self._healthy = healthy
         self._update_campaigning()
+        for candidacy in self._candidacies.values():
+            self._schedule(candidacy)
 
     def reaches_quorum(self, now: float) -> bool:
         """Whether a majority answered lately: this node would know of a leader."""

@@ -1,32 +1,27 @@
-"""The core with one rule taken out, or two: each must be caught by the simulation.
-
-    python -m tests.quorum_mutants [WORD]   # the seeds that each one took; only those named so
-
-A rule that nothing catches would be a rule that nobody knows to work.
-"""
+"""The core with one rule taken out, or two: `quorum_mutant_table` says by what each is caught."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
-import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from leadership.backends._quorum_acceptor import Acceptor, Record
+from msgspec.structs import replace
+
+from leadership.backends._quorum_acceptor import Acceptor, Record, Verdict
 from leadership.backends._quorum_candidacy import Candidacy, Contender
 from leadership.backends._quorum_change import Change
 from leadership.backends._quorum_effects import Effect
 from leadership.backends._quorum_holdings import Holding, Holdings, KeySet, _Renewal
 from leadership.backends._quorum_lease import QuorumLease
 from leadership.backends._quorum_mail import Mail
-from leadership.backends._quorum_members import Quorum, final_stage, joint_stage
+from leadership.backends._quorum_members import Quorum, final_stage, joint_stage, majority_of
 from leadership.backends._quorum_messages import (
     Heartbeat,
     Members,
     MembersAnswer,
+    MembersNotice,
     Message,
     Owner,
     Ticket,
@@ -35,9 +30,6 @@ from leadership.backends._quorum_messages import (
 from leadership.backends._quorum_recovery import Recovering
 from leadership.backends._quorum_storage import Act, Storage
 from leadership.backends._quorum_timing import Timing
-
-from .simulation import Plan, Violation, draw
-from .simulation_faults import simulate
 
 
 def become(thing: object, kind: type | None) -> None:
@@ -221,7 +213,39 @@ class WeighsLeases(Acceptor):
         return super()._refusal_to_lease(record, owner, term, number, now)
 
 
+class PreVotesRaiseTerms(Acceptor):
+    def pre_vote(
+        self, key: str, owner: Owner, term: int, now: float, *, established: bool = False
+    ) -> Verdict:
+        verdict = super().pre_vote(key, owner, term, now, established=established)
+        record = self.records[key]
+        record.max_term = max(record.max_term, term)
+        return verdict
+
+
 # --- candidates and leaders ---
+
+
+class AsksNobodyBefore(Candidacy):
+    """Goes for votes without asking whether they would be granted."""
+
+    def _begin(self, now: float) -> None:
+        super()._begin(now)
+        if self.phase.name == "ASKING":
+            self._ask_votes(now, None)
+
+
+class LeadsTooLate(Candidacy):
+    def _lead(self, ballot: Any, now: float) -> None:
+        super()._lead(ballot, ballot.sent_at)
+
+
+class CountsOwnTtl(Candidacy):
+    """Believes in what it asked for, whatever was promised."""
+
+    def _lead(self, ballot: Any, now: float) -> None:
+        ballot.granted = dict.fromkeys(ballot.granted, self._active().ttl)
+        super()._lead(ballot, now)
 
 
 class NoClockFloor(Candidacy):
@@ -304,9 +328,17 @@ class GrowsDespiteRefusal(Holdings):
     """Takes an answer that names refused keys for a grant of all."""
 
     def answered(self, answer: Any, now: float, lapse: Callable[[str], None]) -> None:
-        from msgspec.structs import replace
-
         super().answered(replace(answer, refused=()), now, lapse)
+
+
+class DeposedByHigherTerms(Holdings):
+    """Gives up a term as soon as one acceptor refuses it."""
+
+    def answered(self, answer: Any, now: float, lapse: Callable[[str], None]) -> None:
+        for key in answer.refused:
+            if key in self.held:
+                lapse(key)
+        super().answered(answer, now, lapse)
 
 
 class BelievesKeySets(KeySet):
@@ -334,6 +366,16 @@ class NoSilence(Timing):
 class SilenceOfVotesOnly(Timing):
     def silence(self, stored_ceiling: float | None) -> float:
         return self.outlasting(self.vote_window)
+
+
+class SilenceOfPromisesOnly(Timing):
+    def silence(self, stored_ceiling: float | None) -> float:
+        return self.lease_ceiling
+
+
+class ForgetsEarlierCeilings(Timing):
+    def silence(self, stored_ceiling: float | None) -> float:
+        return super().silence(None)
 
 
 class NoDrift(Timing):
@@ -376,25 +418,19 @@ class SilentWithoutStateOnly(MutantNode):
             self._recovering._forgetting_until = arguments["now"]
 
 
+class NoSkewWait(MutantNode):
+    """Does not wait for as long as wall clocks may differ."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if self._recovering is not None:
+            self._recovering._forgetting_until = self._recovering.silent_until
+
+
 class SmallMajority(Quorum):
     def is_quorum(self, nodes: Collection[str]) -> bool:
         members = self.stage.members
         return sum(node in members for node in nodes) >= max(1, len(members) // 2)
-
-
-class MajorityOfThoseThatAnswer(Mail):
-    """n is the number of nodes that answered lately."""
-
-    def reaches(self) -> set[str]:
-        since = self.peer(self.id).answered_at - 0.5
-        return {node for node, peer in self.peers.items() if peer.answered_at >= since}
-
-
-class ForgetsRuns(MutantNode):
-    """An owner is a node, whichever run of it."""
-
-    def _handle(self, message: Message, now: float) -> None:
-        super()._handle(message, now)
 
 
 class HearsFormerRuns(MutantNode):
@@ -403,6 +439,23 @@ class HearsFormerRuns(MutantNode):
     def _refusal(self, message: Message) -> str:
         refusal = super()._refusal(message)
         return "" if "another run" in refusal else refusal
+
+
+class LegacyMembersDoNotCount(MutantNode):
+    """The size of the majority is that of those who may vote."""
+
+    def tick(self, now: float) -> list[Effect]:
+        quorum = self._mail.quorum
+        quorum._majorities = [majority_of(members - self.legacy) for members in quorum._lists]
+        return super().tick(now)
+
+
+class CampaignsUnwell(MutantNode):
+    """Is not kept from campaigning by its own ill health."""
+
+    def _update_campaigning(self) -> None:
+        self._healthy = True
+        super()._update_campaigning()
 
 
 # --- members ---
@@ -439,241 +492,38 @@ class CarriesNoTerms(MutantNode):
         super()._go_to(stage, 0, {}, now)
 
 
-def _node(**parts: Any) -> type[MutantNode]:
-    return type("Mutant", (MutantNode,), parts)
+class StoresNoCarriedTerms(Storage):
+    """A member list is stored without the terms that it began with."""
+
+    def keep_stage(self, stage: Members, term: int, then: Act, now: float) -> None:
+        super().keep_stage(stage, 0, then, now)
 
 
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One rule less.
+class TellsOfMembersWhileRecovering(MutantNode):
+    """Counts among those who carry terms into the next list, before it knows them again."""
 
-    Attributes:
-        rule: what was taken out.
-        node: the node without it.
-        within: seeds within which it must be caught.
-        focus: the part of the adversary that the rule is there for, for rare cases.
-        instead: where no random schedule can catch it: the argument, or the directed test.
-    """
+    @property
+    def ready(self) -> bool:
+        return self._telling or super().ready
 
-    rule: str
-    node: type[QuorumLease]
-    within: int = 100
-    focus: Callable[[Plan], Plan] = lambda plan: plan
-    instead: str = ""
+    _telling = False
+
+    def _on_members_notice(self, message: MembersNotice, now: float) -> None:
+        self._telling = True
+        super()._on_members_notice(message, now)
+        self._telling = False
 
 
-def _focus(**changes: Any) -> Callable[[Plan], Plan]:
-    timing = changes.pop("timing", {})
+class BeginsUndecided(MutantNode):
+    """Enters the joint stage without a decision of the old members."""
 
-    def focus(plan: Plan) -> Plan:
-        return dataclasses.replace(
-            plan, **changes, timing=dataclasses.replace(plan.timing, **timing)
-        )
-
-    return focus
+    def change_members(self, members: Any, now: float) -> list[Effect]:
+        self._go_to(joint_stage(self.stage, members), 0, {}, now)
+        return self._finish(now)
 
 
-_DISKLESS = _focus(durable=False, wild_clocks=False, change_members=False, lost_disks=False)
-_WILD = _focus(wild_clocks=True, change_members=False, lost_disks=False)
-_CHANGING = _focus(
-    durable=True, change_members=True, wild_clocks=False, lost_disks=False, faults_per_second=1.5
-)
+class NoListIsRetired(MutantNode):
+    """Forgets who was removed."""
 
-
-_CLOSE = _focus(faults_per_second=0.5, loss=0.3, timing={"backoff": 0.001}, wild_clocks=False)
-_REPLAYING = _focus(replays=0.3, wishes_per_second=2.0, slow=0.1, longest_delay=3.0)
-_HARSH = {"faults_per_second": 3.0, "change_members": False, "wild_clocks": False}
-_DELAYED = _focus(nodes=3, slow=0.5, longest_delay=1.0, timing={"backoff": 0.01}, **_HARSH)
-_DRIFTING = _focus(nodes=3, loss=0.0, timing={"guard": 0.001, "backoff": 0.005}, **_HARSH)
-
-
-def _skewed(plan: Plan) -> Plan:
-    # The machines' wall clocks are drawn by the skew that the plan tells, which
-    # the mutant's nodes then do not wait for.
-    return dataclasses.replace(
-        _DISKLESS(plan),
-        timing=dataclasses.replace(plan.timing, wall_clock_skew=8.0),
-        faults_until=30.0,
-    )
-
-
-class NoSkewWait(MutantNode):
-    """Does not wait for as long as wall clocks may differ."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        if self._recovering is not None:
-            self._recovering._forgetting_until = self._recovering.silent_until
-
-
-MUTANTS: dict[str, Mutant] = {
-    mutant.rule: mutant
-    for mutant in (
-        # --- promises and votes ---
-        Mutant(
-            "A2+A3 promises bind neither votes nor leases", _node(acceptor_kind=IgnoresPromises)
-        ),
-        Mutant(
-            "A2 promises do not bind votes",
-            _node(acceptor_kind=VotesDespitePromise),
-            instead="the lease checks the promise again, and nobody leads without leases",
-        ),
-        Mutant(
-            "A3 promises do not bind leases",
-            _node(acceptor_kind=LeasesDespitePromise),
-            instead="the vote checked the promise before, and nobody leads without votes",
-        ),
-        Mutant("A2 votes in terms below the highest", _node(acceptor_kind=VotesInOldTerms), 600),
-        Mutant("A2+A3 leases in terms below the highest too", _node(acceptor_kind=OldTerms), 300),
-        Mutant("A3 leases in terms below the highest", _node(acceptor_kind=LeasesInOldTerms), 600),
-        Mutant(
-            "A2+A3 two votes, and leases to whom it did not vote for",
-            _node(acceptor_kind=VotesTwiceAndLeasesToAnybody),
-            600,
-            _CLOSE,
-        ),
-        Mutant("A2 two votes in one term", _node(acceptor_kind=VotesTwice), 600, _CLOSE),
-        Mutant(
-            "A3 leases to whom it did not vote for",
-            _node(acceptor_kind=LeasesToWhomItDidNotVoteFor),
-            instead="only who has a majority of the term's votes asks for a lease in it",
-        ),
-        Mutant("A4 a release clears another's promise", _node(acceptor_kind=ReleasesAnybody), 600),
-        Mutant(
-            "A4 a release clears a later promise of the same owner",
-            _node(acceptor_kind=ReleasesOldTerms),
-            600,
-            _REPLAYING,
-        ),
-        # --- leading ---
-        Mutant(
-            "C3 the lease is counted from the answer",
-            _node(candidacy_kind=CountsFromAnswer, holdings_kind=CountsRenewalsFromAnswer),
-            400,
-            _DELAYED,
-        ),
-        Mutant("C4 a lapsed leader goes on", _node(candidacy_kind=LeadsOnAfterLapse), 100),
-        Mutant(
-            "C4 a grant after the lapse counts",
-            _node(candidacy_kind=LeadsOnAfterLapse, holdings_kind=RenewsLapsed),
-            100,
-        ),
-        Mutant(
-            "P3 who resigned counts grants on their way",
-            _node(candidacy_kind=ResignsAndRenews),
-            100,
-        ),
-        Mutant(
-            "P8 keys that were refused count as granted",
-            _node(holdings_kind=GrowsDespiteRefusal),
-            600,
-        ),
-        Mutant(
-            "P8 changes are applied to an unknown set", _node(key_set_kind=BelievesKeySets), 600
-        ),
-        Mutant("3.4 drift is ignored", _node(timing_kind=NoDrift), 2000, _DRIFTING),
-        # --- restart ---
-        Mutant("3.5 no silence after a restart", _node(timing_kind=NoSilence), 600),
-        Mutant(
-            "P4 no silence with a stored state", SilentWithoutStateOnly, 600, _focus(durable=True)
-        ),
-        Mutant(
-            "3.5 silence for the vote window alone", _node(timing_kind=SilenceOfVotesOnly), 2000
-        ),
-        Mutant(
-            "3.5+3.6 neither recovery read nor clock floor",
-            _node(recovering_kind=RecoversWithoutMemory, candidacy_kind=NoClockFloor),
-            100,
-            _DISKLESS,
-        ),
-        Mutant(
-            "3.5 no recovery read",
-            _node(recovering_kind=RecoversWithoutMemory),
-            instead="the clock floor alone keeps tokens rising while clocks are right",
-        ),
-        Mutant(
-            "P6+3.6 memory of nodes that recover themselves, no clock floor",
-            _node(recovering_kind=BelievesTheForgetful, candidacy_kind=NoClockFloor),
-            200,
-            _DISKLESS,
-        ),
-        Mutant("3.6 no clock floor", _node(candidacy_kind=NoClockFloor), 100, _DISKLESS),
-        Mutant(
-            "P5 no clock floor where states are stored",
-            _node(candidacy_kind=NoClockFloor),
-            600,
-            _focus(durable=True, lost_disks=True, change_members=False, wild_clocks=False),
-        ),
-        Mutant("3.5 no wait for the clocks' skew", NoSkewWait, 1000, _skewed),
-        Mutant(
-            "3.6 a vote is answered before it is stored",
-            _node(storage_kind=AnswersBeforeItWrites, candidacy_kind=NoClockFloor),
-            1500,
-            _focus(durable=True, lost_disks=False, change_members=False, wild_clocks=False),
-        ),
-        # --- wrong wall clocks ---
-        Mutant("P5 any term is believed", _node(acceptor_kind=BelievesAnyTerm), 100, _WILD),
-        Mutant(
-            "P5 successors of far terms are refused",
-            _node(
-                acceptor_kind=RefusesSuccessorsOfFarTerms, candidacy_kind=NeverLooksForEstablished
-            ),
-            300,
-            _WILD,
-        ),
-        Mutant(
-            "P5 far terms never come to be established",
-            _node(candidacy_kind=NeverLooksForEstablished),
-            1000,
-            _WILD,
-        ),
-        # --- who counts ---
-        Mutant("P6 half of the members are a majority", _node(quorum_kind=SmallMajority), 100),
-        Mutant("P1 a change without a joint stage", ChangesAtOnce, 1000, _CHANGING),
-        Mutant(
-            "P1 in the joint stage the new list decides",
-            _node(quorum_kind=OneListIsEnough),
-            2000,
-            _CHANGING,
-        ),
-        Mutant(
-            "P1 the joint stage ends at once", _node(change_kind=CompletesAtOnce), 3000, _CHANGING
-        ),
-    )
-}
-
-
-def hunt(mutant: Mutant, limit: int) -> tuple[int, str] | None:
-    """How many seeds it takes until one catches the mutant, and what it says; None: too many."""
-    for seed in range(limit):
-        try:
-            simulate(mutant.focus(draw(seed)), mutant.node)
-        except Violation as violation:
-            return seed + 1, str(violation)
-    return None
-
-
-def verdict(rule: str) -> str:
-    """A line of the table."""
-    mutant = MUTANTS[rule]
-    caught = hunt(mutant, 100 if mutant.instead else mutant.within)
-    if mutant.instead and caught is None:
-        told = f"redundant: {mutant.instead}"
-    elif caught is None:
-        told = f"NOT CAUGHT within {mutant.within} seeds"
-    else:
-        told = f"{caught[0]:5} seeds: {caught[1].partition(': ')[2]}"
-    return f"{rule:70} {told}"
-
-
-def main() -> None:
-    """The table, on all cores."""
-    word = sys.argv[1] if len(sys.argv) > 1 else ""
-    rules = [rule for rule in MUTANTS if word in rule]
-    with multiprocessing.Pool() as pool:
-        for line in pool.imap(verdict, rules):
-            print(line, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    def _act_under(self, stage: Members, *arguments: Any) -> None:
+        super()._act_under(replace(stage, retired=()), *arguments)

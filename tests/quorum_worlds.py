@@ -15,6 +15,9 @@ from .simulation import Machine, MakeNode, World, draw
 DELAY = 0.01
 """Seconds that each message takes."""
 
+NODE: MakeNode = QuorumLease
+"""What runs on the machines: a test that a mutant must fail has the mutant here."""
+
 
 class QuietWorld(World):
     """Machines whose users do nothing by themselves, on a network without faults.
@@ -26,7 +29,7 @@ class QuietWorld(World):
     """
 
     def __init__(
-        self, nodes: int = 3, make_node: MakeNode = QuorumLease, keys: int = 1, **plan: Any
+        self, nodes: int = 3, make_node: MakeNode | None = None, keys: int = 1, **plan: Any
     ) -> None:
         timing = plan.pop("timing", {})
         quiet = {
@@ -42,7 +45,7 @@ class QuietWorld(World):
                 timing=dataclasses.replace(drawn.timing, **timing),
                 **{**quiet, **plan},
             ),
-            make_node,
+            make_node or NODE,
         )
         self.told: dict[str, list[Effect]] = {}
         self.sent: list[tuple[str, str, Message]] = []

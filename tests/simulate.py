@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> int:
 def _replay(seed: int, rule: str) -> int:
     plan, node = draw(seed), QuorumLease
     if rule:
-        from .quorum_mutants import MUTANTS
+        from .quorum_mutant_table import MUTANTS
 
         plan, node = MUTANTS[rule].focus(plan), MUTANTS[rule].node
     print(plan)

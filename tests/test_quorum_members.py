@@ -1,0 +1,149 @@
+"""Changes of the member list: schedules that a hand wrote."""
+
+from __future__ import annotations
+
+import pytest
+
+from leadership.backends._quorum_effects import Lost
+from leadership.backends._quorum_messages import MembersAnswer
+from leadership.errors import ConfigurationError, NotSupported
+
+from .quorum_worlds import QuietWorld
+from .simulation_faults import simulate
+
+
+def change(world: QuietWorld, name: str, members: list[str]) -> None:
+    world.do(name, lambda node, now: node.change_members(members, now))
+
+
+def test_a_member_is_added_and_removed_while_a_leader_leads() -> None:
+    world = QuietWorld(3, durable=True)
+    world.start_all()
+    world.elect("n0")
+    world.run(world.now + 2)
+    world.start(world.add_machine("n3"), ["n0", "n1", "n2"])
+    world.run(world.now + 3)
+    change(world, "n1", ["n0", "n1", "n2", "n3"])
+    world.wait(lambda: all(len(world.node(n).stage.members) == 4 for n in world.machines))
+    world.wait(lambda: world.node("n3").ready)
+    world.run(world.now + 2)
+    change(world, "n0", ["n0", "n1", "n3"])
+    world.wait(lambda: world.node("n2").stage.retired == ("n2",))
+    world.run(world.now + 2)
+    assert world.leaderships == 1
+    assert world.leader() == "n0"
+    with pytest.raises(ConfigurationError, match="retired"):
+        change(world, "n0", ["n0", "n1", "n2", "n3"])
+
+
+def test_a_removed_leader_is_told_and_never_counts_again() -> None:
+    world = QuietWorld(3, durable=True)
+    world.start_all()
+    world.elect("n2")
+    world.enter(world.machines["n0"], world.key)
+    world.run(world.now + 2)
+    change(world, "n0", ["n0", "n1"])
+    world.wait(lambda: world.leader() == "n0")
+    assert [effect.reason for effect in world.of_kind("n2", Lost)] == [
+        "this node is no longer a member"
+    ]
+    world.stop(world.machines["n1"])
+    world.run(world.now + 3)
+    assert world.leader() is None
+
+
+def test_two_changes_at_a_time_come_to_one_list() -> None:
+    world = QuietWorld(4, durable=True)
+    world.start_all()
+    world.run(world.now + 2)
+    change(world, "n0", ["n0", "n1", "n2"])
+    change(world, "n3", ["n1", "n2", "n3"])
+    world.wait(lambda: all(world.node(n).stage.epoch == 1 for n in world.machines))
+    assert len({world.node(n).stage for n in world.machines}) == 1
+
+
+def test_two_changes_on_two_sides_of_a_cut_come_to_one_list() -> None:
+    world = QuietWorld(4, durable=True)
+    world.start_all()
+    world.run(world.now + 2)
+    left, right = ["n0", "n1"], ["n2", "n3"]
+    world.cuts = {pair for a in left for b in right for pair in ((a, b), (b, a))}
+    change(world, "n0", ["n0", "n1", "n2"])
+    change(world, "n3", ["n1", "n2", "n3"])
+    world.run(world.now + 0.5)
+    world.cuts.clear()
+    world.wait(lambda: all(world.node(n).stage.epoch == 1 for n in world.machines))
+    assert len({world.node(n).stage for n in world.machines}) == 1
+
+
+def test_a_cluster_without_stored_states_refuses_a_change() -> None:
+    world = QuietWorld(3)
+    world.start_all()
+    with pytest.raises(NotSupported, match="state_dir"):
+        change(world, "n0", ["n0", "n1"])
+
+
+# --- what is remembered ---
+
+
+def after_a_term_that_new_members_do_not_know() -> QuietWorld:
+    """A cluster of new members, and one that was cut off when the old ones had a leader.
+
+    That one's wall clock was half an hour ahead, so that no later term is above it
+    by itself.
+    """
+    world = QuietWorld(3, durable=True)
+    old = list(world.machines)
+    world.machines["n0"].wall_offset = 1_800_000
+    for name in ("m3", "m4"):
+        world.start(world.add_machine(name), old)
+    world.start_all()
+    world.cuts = {(a, b) for a in old for b in old if "n2" in (a, b)}
+    world.elect("n0")
+    world.leave(world.machines["n0"], world.key)
+    world.run(world.now + 3)
+    world.cuts.clear()
+    world.run(world.now + 2)
+    new = ["m3", "m4", "n2"]
+    change(world, "n1", new)
+    world.wait(lambda: all(world.node(name).stage.members == tuple(new) for name in new))
+    return world
+
+
+def test_a_new_list_begins_with_the_terms_of_the_old_one() -> None:
+    world = after_a_term_that_new_members_do_not_know()
+    world.elect("m3")
+    assert world.leaderships == 2
+
+
+def test_carried_terms_survive_a_restart_of_all_new_members() -> None:
+    world = after_a_term_that_new_members_do_not_know()
+    for name in ("n2", "m3", "m4"):
+        world.stop(world.machines[name])
+    world.start_all()
+    world.elect("m3")
+    assert world.leaderships == 2
+
+
+def test_who_is_recovering_does_not_count_among_those_who_tell_their_terms() -> None:
+    world = QuietWorld(4, durable=True)
+    world.start_all()
+    world.run(world.now + 2)
+    change(world, "n1", ["n0", "n1", "n2"])
+    world.wait(lambda: bool(world.node("n0").stage.joining))
+    for machine in world.machines.values():
+        world.stop(machine)
+    world.sent.clear()
+    for machine in world.machines.values():
+        world.start(machine)
+    while not any(world.node(name).ready for name in world.machines):
+        told = [message for *_, message in world.sent]
+        assert not any(isinstance(message, MembersAnswer) for message in told)
+        world.run(world.now + 0.01)
+    world.wait(lambda: world.node("n3").stage.retired == ("n3",))
+
+
+def test_tokens_rise_over_a_restart_of_all_in_the_middle_of_a_change() -> None:
+    # Two of five had recovered when the others, who knew of a leader, were counted
+    # among those who told what they remember.
+    simulate(1398)
