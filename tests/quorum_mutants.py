@@ -68,9 +68,9 @@ class MutantNode(QuorumLease):
             become(self._change, self.change_kind)
 
     def campaign(self, key: str, *arguments: Any, **options: Any) -> list[Effect]:
-        effects = super().campaign(key, *arguments, **options)
-        become(self._candidacies[key], self.candidacy_kind)
-        return effects
+        if self.candidacy_kind is not None and key not in self._candidacies:
+            self._candidacies[key] = self.candidacy_kind(key, self._commons)
+        return super().campaign(key, *arguments, **options)
 
     def _act_under(self, stage: Members, *arguments: Any) -> None:
         super()._act_under(stage, *arguments)
@@ -291,6 +291,12 @@ class RenewsLapsed(Holdings):
 
 class LeadsOnAfterLapse(Candidacy):
     """Lets the others keep the promises of a term that lapsed, and goes on with it."""
+
+    _lapsed_at = -math.inf
+
+    @property
+    def wake_at(self) -> float:
+        return max(super().wake_at, self._lapsed_at + 0.05)
 
     def lapse(self, now: float, reason: str = "") -> None:
         held = self._commons.holdings.held[self.key]

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from leadership.backends._quorum_effects import Effect
+from leadership.backends._quorum_effects import Effect, Send
 from leadership.backends._quorum_lease import QuorumLease
 from leadership.backends._quorum_messages import Message
 
@@ -119,7 +119,7 @@ class QuietWorld(World):
     def _carry_out(self, machine: Machine, effects: list[Effect]) -> None:
         told = self.told.setdefault(machine.id, [])
         for effect in effects:
-            if hasattr(effect, "message"):
+            if isinstance(effect, Send):
                 self.sent.append((machine.id, effect.to, effect.message))
             else:
                 told.append(effect)

@@ -199,6 +199,16 @@ def test_one_of_several_contenders_leads_and_all_are_told() -> None:
         assert (seen.node, seen.term) == (world.leader(), world.highest[world.key])
 
 
+def test_two_who_campaign_in_the_same_moment_come_to_one_leader() -> None:
+    world = QuietWorld(2)
+    for machine in world.machines.values():
+        machine.rate, machine.wall_offset = 1.0, 0.0
+    world.start_all()
+    for machine in world.machines.values():
+        world.enter(machine, world.key)
+    world.wait(lambda: world.leader() is not None)
+
+
 def test_a_single_node_leads_by_itself() -> None:
     world = QuietWorld(1)
     world.start_all()
