@@ -280,12 +280,18 @@ MUTANTS: dict[str, Mutant] = {
         ),
         Mutant("3.4 drift is ignored", _node(timing_kind=NoDrift), 2000, _DRIFTING),
         # --- restart ---
-        Mutant("3.5 no silence after a restart", _node(timing_kind=NoSilence), 600),
+        Mutant(
+            "3.5 no silence after a restart",
+            _node(timing_kind=NoSilence),
+            directed="an_acceptor_that_forgot_its_promise_helps_no_second_leader_up",
+        ),
         Mutant(
             "P4 no silence with a stored state", SilentWithoutStateOnly, 600, _focus(durable=True)
         ),
         Mutant(
-            "3.5 silence for the vote window alone", _node(timing_kind=SilenceOfVotesOnly), 2000
+            "3.5 silence for the vote window alone",
+            _node(timing_kind=SilenceOfVotesOnly),
+            directed="an_acceptor_that_forgot_its_promise_helps_no_second_leader_up",
         ),
         Mutant(
             "3.5 silence for the promises alone, without the vote window",

@@ -559,6 +559,20 @@ def test_a_restarted_node_is_silent_for_as_long_as_its_promises_may_last(durable
     assert waited <= world.plan.timing.silence(None) + 5 * DELAY
 
 
+def test_an_acceptor_that_forgot_its_promise_helps_no_second_leader_up() -> None:
+    world = QuietWorld(3)
+    world.start_all()
+    world.cuts = {("n0", "n2"), ("n2", "n0")}
+    world.elect("n0")
+    world.enter(world.machines["n2"], world.key)
+    renewed = len(world.of_kind("n0", Renewed))
+    world.wait(lambda: len(world.of_kind("n0", Renewed)) > renewed)
+    world.stop(world.machines["n1"])
+    world.start(world.machines["n1"])
+    # The world looks at each election whether another term is valid.
+    world.wait(lambda: world.leader() == "n2")
+
+
 def test_a_lowered_ceiling_shortens_no_silence() -> None:
     world = QuietWorld(3, durable=True, timing={"lease_ceiling": 4.0})
     world.start_all()
