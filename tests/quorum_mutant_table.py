@@ -259,26 +259,32 @@ MUTANTS: dict[str, Mutant] = {
             _DELAYED,
             seed=205,
         ),
-        Mutant("C4 a lapsed leader goes on", _node(candidacy_kind=LeadsOnAfterLapse), 100),
+        Mutant("C4 a lapsed leader goes on", _node(candidacy_kind=LeadsOnAfterLapse), 100, seed=3),
         Mutant(
             "C4 a grant after the lapse counts",
             _node(candidacy_kind=LeadsOnAfterLapse, holdings_kind=RenewsLapsed),
             100,
+            seed=3,
         ),
         Mutant(
             "P3 who resigned counts grants on their way",
             _node(candidacy_kind=ResignsAndRenews),
             100,
+            seed=3,
         ),
         Mutant(
             "P8 keys that were refused count as granted",
             _node(holdings_kind=GrowsDespiteRefusal),
             600,
+            seed=263,
         ),
         Mutant(
-            "P8 changes are applied to an unknown set", _node(key_set_kind=BelievesKeySets), 600
+            "P8 changes are applied to an unknown set",
+            _node(key_set_kind=BelievesKeySets),
+            600,
+            seed=15,
         ),
-        Mutant("3.4 drift is ignored", _node(timing_kind=NoDrift), 2000, _DRIFTING),
+        Mutant("3.4 drift is ignored", _node(timing_kind=NoDrift), 2000, _DRIFTING, seed=127),
         # --- restart ---
         Mutant(
             "3.5 no silence after a restart",
@@ -286,7 +292,11 @@ MUTANTS: dict[str, Mutant] = {
             directed="an_acceptor_that_forgot_its_promise_helps_no_second_leader_up",
         ),
         Mutant(
-            "P4 no silence with a stored state", SilentWithoutStateOnly, 600, _focus(durable=True)
+            "P4 no silence with a stored state",
+            SilentWithoutStateOnly,
+            600,
+            _focus(durable=True),
+            seed=150,
         ),
         Mutant(
             "3.5 silence for the vote window alone",
@@ -306,14 +316,14 @@ MUTANTS: dict[str, Mutant] = {
         Mutant(
             "3.3 requests to an earlier run are obeyed",
             HearsFormerRuns,
-            1500,
-            _focus(durable=False, replays=0.3, change_members=False, wild_clocks=False),
+            directed="a_recording_of_what_an_earlier_run_was_asked_binds_nobody",
         ),
         Mutant(
             "3.5+3.6 neither recovery read nor clock floor",
             _node(recovering_kind=RecoversWithoutMemory, candidacy_kind=NoClockFloor),
             100,
             _DISKLESS,
+            seed=0,
         ),
         Mutant(
             "3.5 no recovery read",
@@ -325,23 +335,24 @@ MUTANTS: dict[str, Mutant] = {
             _node(recovering_kind=BelievesTheForgetful, candidacy_kind=NoClockFloor),
             200,
             _DISKLESS,
+            seed=10,
         ),
-        Mutant("3.6 no clock floor", _node(candidacy_kind=NoClockFloor), 100, _DISKLESS),
+        Mutant("3.6 no clock floor", _node(candidacy_kind=NoClockFloor), 100, _DISKLESS, seed=0),
         Mutant(
             "P5 no clock floor where states are stored",
             _node(candidacy_kind=NoClockFloor),
             600,
             _focus(durable=True, lost_disks=True, change_members=False, wild_clocks=False),
+            seed=231,
         ),
-        Mutant("3.5 no wait for the clocks' skew", NoSkewWait, 1000, _skewed),
+        Mutant("3.5 no wait for the clocks' skew", NoSkewWait, 1000, _skewed, seed=62),
         Mutant(
             "3.6 a vote is answered before it is stored",
-            _node(storage_kind=AnswersBeforeItWrites, candidacy_kind=NoClockFloor),
-            1500,
-            _focus(durable=True, lost_disks=False, change_members=False, wild_clocks=False),
+            _node(storage_kind=AnswersBeforeItWrites),
+            directed="a_node_that_cannot_store_refuses_to_vote",
         ),
         # --- wrong wall clocks ---
-        Mutant("P5 any term is believed", _node(acceptor_kind=BelievesAnyTerm), 100, _WILD),
+        Mutant("P5 any term is believed", _node(acceptor_kind=BelievesAnyTerm), 100, _WILD, seed=0),
         Mutant(
             "P5 successors of far terms are refused",
             _node(
@@ -349,12 +360,14 @@ MUTANTS: dict[str, Mutant] = {
             ),
             300,
             _WILD,
+            seed=3,
         ),
         Mutant(
             "P5 far terms never come to be established",
             _node(candidacy_kind=NeverLooksForEstablished),
             1000,
             _WILD,
+            seed=45,
         ),
         Mutant("P5 leases are weighed like votes", _node(acceptor_kind=WeighsLeases), 1500, _WILD),
         Mutant(

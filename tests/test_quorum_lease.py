@@ -573,6 +573,21 @@ def test_an_acceptor_that_forgot_its_promise_helps_no_second_leader_up() -> None
     world.wait(lambda: world.leader() == "n2")
 
 
+def test_a_recording_of_what_an_earlier_run_was_asked_binds_nobody() -> None:
+    world = QuietWorld(3)
+    world.start_all()
+    world.elect("n0")
+    recorded = [m for _, to, m in world.sent if to == "n1" and isinstance(m, Vote)]
+    for machine in world.machines.values():
+        world.stop(machine)
+    world.start_all()
+    for message in recorded:
+        world._receive(world.machines["n1"], message)
+    assert recorded
+    records = world.node("n1")._acceptor.records
+    assert all(record.promised_to is None for record in records.values())
+
+
 def test_a_lowered_ceiling_shortens_no_silence() -> None:
     world = QuietWorld(3, durable=True, timing={"lease_ceiling": 4.0})
     world.start_all()
