@@ -369,12 +369,15 @@ MUTANTS: dict[str, Mutant] = {
             _WILD,
             seed=45,
         ),
-        Mutant("P5 leases are weighed like votes", _node(acceptor_kind=WeighsLeases), 1500, _WILD),
+        Mutant(
+            "P5 leases are weighed like votes",
+            _node(acceptor_kind=WeighsLeases),
+            directed="a_term_that_a_majority_voted_for_is_supported_by_all_however_far_ahead",
+        ),
         Mutant(
             "P5 terms read back are weighed",
             _node(recovering_kind=WeighsRecoveredTerms),
-            1500,
-            _WILD,
+            directed="a_restarted_node_takes_over_terms_however_far_ahead",
         ),
         # --- who counts ---
         Mutant(
@@ -382,16 +385,21 @@ MUTANTS: dict[str, Mutant] = {
             LegacyMembersDoNotCount,
             directed="one_node_among_legacy_members_is_no_majority",
         ),
-        Mutant("P6 half of the members are a majority", _node(quorum_kind=SmallMajority), 100),
-        Mutant("P1 a change without a joint stage", ChangesAtOnce, 1000, _CHANGING),
+        Mutant("P6 half of the members are a majority", _node(quorum_kind=SmallMajority), seed=0),
+        Mutant("P1 a change without a joint stage", ChangesAtOnce, 1000, _CHANGING, seed=0),
         Mutant(
             "P1 in the joint stage the new list decides",
             _node(quorum_kind=OneListIsEnough),
             2000,
             _CHANGING,
+            seed=438,
         ),
         Mutant(
-            "P1 the joint stage ends at once", _node(change_kind=CompletesAtOnce), 3000, _CHANGING
+            "P1 the joint stage ends at once",
+            _node(change_kind=CompletesAtOnce),
+            3000,
+            _CHANGING,
+            seed=438,
         ),
         Mutant(
             "P1 a list begins without the terms of the one before",

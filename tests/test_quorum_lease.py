@@ -697,6 +697,38 @@ def test_clocks_that_were_years_ahead_stop_no_election_after_they_step_back(ahea
         world.wait(lambda: world.leader() is not None)
 
 
+def led_far_ahead(cuts: set[tuple[str, str]]) -> QuietWorld:
+    """Two of three voted years ahead, and their clocks were set right; one knows of it or not."""
+    world = QuietWorld(3)
+    ahead = [world.machines["n0"], world.machines["n1"]]
+    for machine in ahead:
+        machine.wall_offset, machine.was_ahead = YEARS, True
+    world.start_all()
+    world.cuts = cuts
+    world.elect("n0")
+    for machine in ahead:
+        machine.wall_offset = 0
+    return world
+
+
+def test_a_term_that_a_majority_voted_for_is_supported_by_all_however_far_ahead() -> None:
+    world = led_far_ahead(set())
+    world.run(world.now + 1)
+    world.stop(world.machines["n1"])
+    world.run(world.now + 3)
+    assert (world.leader(), world.leaderships) == ("n0", 1)
+
+
+def test_a_restarted_node_takes_over_terms_however_far_ahead() -> None:
+    world = led_far_ahead({("n0", "n2"), ("n2", "n0")})
+    world.stop(world.machines["n1"])
+    world.start(world.machines["n1"])
+    world.wait(lambda: world.node("n1").ready)
+    world.stop(world.machines["n0"])
+    world.elect("n2")
+    assert world.leaderships == 2
+
+
 # --- many keys in one message ---
 
 
