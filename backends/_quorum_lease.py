@@ -50,16 +50,15 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import ConfigurationError, NotLeader, NotSupported
+from ..errors import ConfigurationError, NotLeader
 from ._quorum_acceptor import ANOTHER_RUN, NOT_STORED, RECOVERING, Acceptor, Verdict
 from ._quorum_candidacy import Candidacy, Commons, Contender, owner_of
-from ._quorum_change import Change
-from ._quorum_decision import Decision
-from ._quorum_effects import Effect, Ignored, MembersChanged, Ready, StoredState
+from ._quorum_effects import Effect, Ignored, Ready, StoredState
 from ._quorum_holdings import Holdings, KeySet
 from ._quorum_leaders import Leaders
 from ._quorum_mail import Mail
-from ._quorum_members import Quorum, final_stage, first_stage, joint_stage, progress
+from ._quorum_members import Quorum, first_stage
+from ._quorum_membership import Membership
 from ._quorum_messages import (
     SPOKEN_VERSIONS,
     Announcement,
@@ -69,12 +68,8 @@ from ._quorum_messages import (
     Lease,
     LeaseAnswer,
     Members,
-    MembersAccept,
-    MembersAccepted,
     MembersAnswer,
     MembersNotice,
-    MembersPrepare,
-    MembersPromise,
     Message,
     Owner,
     PreVote,
@@ -165,11 +160,19 @@ class QuorumLease:
         self._scheduled: dict[str, float] = {}
         self._forget_after = max(forget_after, timing.silence(None))
         self._forget_at = now + self._forget_after
-        self._told_members_at: dict[str, float] = {}
         state = stored or StoredState(0, timing.lease_ceiling, stage)
         self._storage = Storage(self._mail, state, durable=durable)
-        self._decision = self._new_decision()
-        self._change: Change | None = Change(self._mail, timing, now) if stage.joining else None
+        self._membership = Membership(
+            self._mail,
+            timing,
+            self._storage,
+            self._acceptor,
+            random,
+            cluster,
+            now,
+            is_ready=lambda: self.ready,
+            entered=self._enter_stage,
+        )
         self._recovering: Recovering | None = Recovering(
             self._mail, self._acceptor, timing, stored, now, is_first=bootstrap
         )
@@ -189,12 +192,7 @@ class QuorumLease:
             Announcement: self._on_announcement,
             Recovery: self._on_recovery,
             RecoveryAnswer: self._on_recovery_answer,
-            MembersPrepare: self._on_members_prepare,
-            MembersPromise: self._on_members_promise,
-            MembersAccept: self._on_members_accept,
-            MembersAccepted: self._on_members_accepted,
-            MembersNotice: self._on_members_notice,
-            MembersAnswer: self._on_members_answer,
+            **self._membership.handlers,
         }
 
     # --- what the driver reads ---
@@ -207,7 +205,7 @@ class QuorumLease:
     @property
     def stage(self) -> Members:
         """The membership that the node acts under."""
-        return self._mail.quorum.stage
+        return self._membership.stage
 
     @property
     def configuration(self) -> str:
@@ -249,8 +247,7 @@ class QuorumLease:
             self._releases.next_at,
             self.leaders.next_at,
             self._recovering.next_at if self._recovering is not None else math.inf,
-            self._change.next_at if self._change is not None else math.inf,
-            self._decision.next_at,
+            self._membership.next_at,
         )
 
     # --- what the driver tells ---
@@ -264,9 +261,7 @@ class QuorumLease:
         """Time has passed."""
         if self._recovering is not None and self._recovering.tick(now):
             self._become_ready(now)
-        if self._change is not None and self._change.tick(now):
-            self._complete_change(self._change, now)
-        self._decision.tick(now)
+        self._membership.tick(now)
         self._releases.tick(now)
         self.leaders.tick(now)
         while self._timers and self._timers[0][0] <= now:
@@ -357,19 +352,7 @@ class QuorumLease:
             NotSupported: a member is not known to store its state.
             ConfigurationError: another change is under way, or an id is retired.
         """
-        quorum = self._mail.quorum
-        if not self._storage.durable or self.id not in quorum.everyone or not self.ready:
-            raise NotSupported(
-                "the members are changed through a member that is ready and has a state_dir"
-            )
-        others = (member for member in quorum.everyone if member != self.id)
-        without = [member for member in others if not self._mail.peer(member).durable]
-        if without:
-            raise NotSupported(
-                f"not known to have a state_dir: {', '.join(without)}; a cluster without is "
-                "changed by stopping all its nodes and starting under a new cluster name"
-            )
-        self._decision.propose(joint_stage(quorum.stage, members).joining, now)
+        self._membership.change(members, now)
         return self._finish(now)
 
     def persisted(self, number: int, succeeded: bool, now: float) -> list[Effect]:
@@ -393,7 +376,7 @@ class QuorumLease:
         about_members = isinstance(message, (MembersNotice, MembersAnswer))
         if not about_members and header.configuration != self._mail.quorum.configuration:
             self._ignore(header.sender, "another configuration")
-            self._tell_members(header.sender, now)
+            self._membership.tell(header.sender, now)
             return
         if isinstance(message, Answer):
             believed = self._mail.believes_answer(header, now)
@@ -591,103 +574,6 @@ class QuorumLease:
         if self._recovering is not None and self._recovering.answered(answer, now):
             self._become_ready(now)
 
-    # --- members ---
-
-    def _new_decision(self) -> Decision:
-        return Decision(
-            self._mail, self.timing, self._storage, self._commons.random, self._begin_change
-        )
-
-    def _begin_change(self, joining: tuple[str, ...], now: float) -> None:
-        if not self.stage.joining:
-            self._go_to(joint_stage(self.stage, joining), 0, {}, now)
-
-    def _on_members_prepare(self, message: MembersPrepare, now: float) -> None:
-        if self._decides(message):
-            self._decision.on_prepare(message, now)
-
-    def _on_members_promise(self, answer: MembersPromise, now: float) -> None:
-        self._decision.on_promise(answer, now)
-
-    def _on_members_accept(self, message: MembersAccept, now: float) -> None:
-        if self._decides(message):
-            self._decision.on_accept(message, now)
-
-    def _on_members_accepted(self, answer: MembersAccepted, now: float) -> None:
-        self._decision.on_accepted(answer, now)
-
-    def _decides(self, message: Message) -> bool:
-        everyone = self._mail.quorum.everyone
-        return (
-            self._storage.durable
-            and not self.stage.joining
-            and self.id in everyone
-            and message.header.sender in everyone
-        )
-
-    def _on_members_notice(self, message: MembersNotice, now: float) -> None:
-        self._catch_up(message, now)
-        if not self.ready:
-            # The next list begins with the terms that are told here: who has yet
-            # to learn what it forgot must not be counted among those who told.
-            return
-        self._mail.send(
-            MembersAnswer(
-                self._mail.reply_header(message.header),
-                self.stage,
-                self._acceptor.floor,
-                self._acceptor.led_terms(),
-            )
-        )
-
-    def _on_members_answer(self, answer: MembersAnswer, now: float) -> None:
-        if self._change is not None and answer.header.receiver_incarnation == self.incarnation:
-            self._change.answered(answer, now)
-        self._catch_up(answer, now)
-
-    def _tell_members(self, receiver: str, now: float) -> None:
-        """Whoever acts under another configuration may have missed a change, or we have."""
-        if not self.ready or now < (
-            self._told_members_at.get(receiver, -math.inf) + self.timing.heartbeat
-        ):
-            return
-        self._told_members_at[receiver] = now
-        header = self._mail.header(receiver, self._mail.next_number())
-        terms = self._acceptor.led_terms()
-        self._mail.send(MembersNotice(header, self.stage, self._acceptor.floor, terms))
-
-    def _catch_up(self, message: MembersNotice | MembersAnswer, now: float) -> None:
-        if progress(message.stage) > progress(self.stage):
-            self._go_to(message.stage, message.floor, message.terms, now)
-
-    def _complete_change(self, change: Change, now: float) -> None:
-        self._go_to(final_stage(self.stage), change.floor, change.terms, now)
-
-    def _go_to(self, stage: Members, floor: int, terms: dict[str, int], now: float) -> None:
-        if not self._storage.durable:
-            self._ignore(self.id, "the members change, but this node has no state_dir")
-            return
-
-        def enter(now: float) -> None:
-            if progress(stage) > progress(self.stage):
-                self._act_under(stage, floor, terms, now)
-
-        self._storage.keep_stage(stage, max(floor, *terms.values(), 0), enter, now)
-
-    def _act_under(self, stage: Members, floor: int, terms: dict[str, int], now: float) -> None:
-        self._mail.quorum = Quorum(self.cluster, self.timing, stage)
-        self._acceptor.merge(floor, terms, now)
-        self._decision = self._new_decision()
-        self._change = Change(self._mail, self.timing, now) if stage.joining else None
-        self._update_campaigning()
-        for candidacy in self._candidacies.values():
-            if self.id in self._mail.quorum.everyone:
-                candidacy.abort(now)
-            else:
-                candidacy.remove_all(now)
-            self._schedule(candidacy)
-        self._mail.emit(MembersChanged(stage))
-
     # --- small means ---
 
     def _become_ready(self, now: float) -> None:
@@ -710,6 +596,15 @@ class QuorumLease:
 
         # A higher ceiling must be on disk before the first promise up to it.
         self._storage.keep_ceiling(self.timing.lease_ceiling, take_part, try_again, now)
+
+    def _enter_stage(self, now: float) -> None:
+        self._update_campaigning()
+        for candidacy in self._candidacies.values():
+            if self.id in self._mail.quorum.everyone:
+                candidacy.abort(now)
+            else:
+                candidacy.remove_all(now)
+            self._schedule(candidacy)
 
     def _update_campaigning(self) -> None:
         is_member = self.id in self._mail.quorum.everyone

@@ -386,7 +386,13 @@ MUTANTS: dict[str, Mutant] = {
             directed="one_node_among_legacy_members_is_no_majority",
         ),
         Mutant("P6 half of the members are a majority", _node(quorum_kind=SmallMajority), seed=0),
-        Mutant("P1 a change without a joint stage", ChangesAtOnce, 1000, _CHANGING, seed=0),
+        Mutant(
+            "P1 a change without a joint stage",
+            _node(membership_kind=ChangesAtOnce),
+            1000,
+            _CHANGING,
+            seed=0,
+        ),
         Mutant(
             "P1 in the joint stage the new list decides",
             _node(quorum_kind=OneListIsEnough),
@@ -403,7 +409,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
         Mutant(
             "P1 a list begins without the terms of the one before",
-            CarriesNoTerms,
+            _node(membership_kind=CarriesNoTerms),
             directed="a_new_list_begins_with_the_terms_of_the_old_one",
         ),
         Mutant(
@@ -413,17 +419,17 @@ MUTANTS: dict[str, Mutant] = {
         ),
         Mutant(
             "P1 who recovers counts among those who carried terms",
-            TellsOfMembersWhileRecovering,
+            _node(membership_kind=TellsOfMembersWhileRecovering),
             directed="who_is_recovering_does_not_count_among_those_who_tell_their_terms",
         ),
         Mutant(
             "P1 a change begins undecided",
-            BeginsUndecided,
+            _node(membership_kind=BeginsUndecided),
             directed="two_changes_on_two_sides_of_a_cut_come_to_one_list",
         ),
         Mutant(
             "P1 removed ids come back",
-            NoListIsRetired,
+            _node(membership_kind=NoListIsRetired),
             directed="a_member_is_added_and_removed_while_a_leader_leads",
         ),
     )

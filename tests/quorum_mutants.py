@@ -17,6 +17,7 @@ from leadership.backends._quorum_holdings import Holding, Holdings, KeySet, _Ren
 from leadership.backends._quorum_lease import QuorumLease
 from leadership.backends._quorum_mail import Mail
 from leadership.backends._quorum_members import Quorum, final_stage, joint_stage, majority_of
+from leadership.backends._quorum_membership import Membership
 from leadership.backends._quorum_messages import (
     Heartbeat,
     Members,
@@ -50,6 +51,7 @@ class MutantNode(QuorumLease):
     quorum_kind: ClassVar[type[Quorum] | None] = None
     change_kind: ClassVar[type[Change] | None] = None
     key_set_kind: ClassVar[type[KeySet] | None] = None
+    membership_kind: ClassVar[type[Membership] | None] = None
     mail_kind: ClassVar[type[Mail] | None] = None
 
     def __init__(self, **arguments: Any) -> None:
@@ -64,19 +66,22 @@ class MutantNode(QuorumLease):
         become(self._mail.quorum, self.quorum_kind)
         if self._recovering is not None:
             become(self._recovering, self.recovering_kind)
-        if self._change is not None:
-            become(self._change, self.change_kind)
+        become(self._membership, self.membership_kind)
+        # They were bound before it became another kind.
+        self._handlers.update(self._membership.handlers)
+        if self._membership._change is not None:
+            become(self._membership._change, self.change_kind)
 
     def campaign(self, key: str, *arguments: Any, **options: Any) -> list[Effect]:
         if self.candidacy_kind is not None and key not in self._candidacies:
             self._candidacies[key] = self.candidacy_kind(key, self._commons)
         return super().campaign(key, *arguments, **options)
 
-    def _act_under(self, stage: Members, *arguments: Any) -> None:
-        super()._act_under(stage, *arguments)
+    def _enter_stage(self, now: float) -> None:
         become(self._mail.quorum, self.quorum_kind)
-        if self._change is not None:
-            become(self._change, self.change_kind)
+        if self._membership._change is not None:
+            become(self._membership._change, self.change_kind)
+        super()._enter_stage(now)
 
     def _on_heartbeat(self, message: Heartbeat, now: float) -> None:
         header = message.header
@@ -474,12 +479,11 @@ class OneListIsEnough(Quorum):
         return self._majorities[-1](nodes)
 
 
-class ChangesAtOnce(MutantNode):
+class ChangesAtOnce(Membership):
     """From the old list to the new, without the stage in between."""
 
-    def change_members(self, members: Any, now: float) -> list[Effect]:
+    def change(self, members: Any, now: float) -> None:
         self._go_to(final_stage(joint_stage(self.stage, members)), 0, {}, now)
-        return self._finish(now)
 
 
 class CompletesAtOnce(Change):
@@ -491,7 +495,7 @@ class CompletesAtOnce(Change):
             self._complete_at = self.next_at = now
 
 
-class CarriesNoTerms(MutantNode):
+class CarriesNoTerms(Membership):
     """The new list begins without what the old one knew."""
 
     def _go_to(self, stage: Members, floor: int, terms: dict[str, int], now: float) -> None:
@@ -505,30 +509,23 @@ class StoresNoCarriedTerms(Storage):
         super().keep_stage(stage, 0, then, now)
 
 
-class TellsOfMembersWhileRecovering(MutantNode):
+class TellsOfMembersWhileRecovering(Membership):
     """Counts among those who carry terms into the next list, before it knows them again."""
 
-    @property
-    def ready(self) -> bool:
-        return self._telling or super().ready
-
-    _telling = False
-
-    def _on_members_notice(self, message: MembersNotice, now: float) -> None:
-        self._telling = True
-        super()._on_members_notice(message, now)
-        self._telling = False
+    def _on_notice(self, message: MembersNotice, now: float) -> None:
+        is_ready, self._is_ready = self._is_ready, lambda: True
+        super()._on_notice(message, now)
+        self._is_ready = is_ready
 
 
-class BeginsUndecided(MutantNode):
+class BeginsUndecided(Membership):
     """Enters the joint stage without a decision of the old members."""
 
-    def change_members(self, members: Any, now: float) -> list[Effect]:
+    def change(self, members: Any, now: float) -> None:
         self._go_to(joint_stage(self.stage, members), 0, {}, now)
-        return self._finish(now)
 
 
-class NoListIsRetired(MutantNode):
+class NoListIsRetired(Membership):
     """Forgets who was removed."""
 
     def _act_under(self, stage: Members, *arguments: Any) -> None:
