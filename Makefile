@@ -9,7 +9,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?= --numprocesses 3 --dist worksteal
 BENCH_ARGS ?=
 
-.PHONY: install test demo bench simulate mutants check clean
+.PHONY: install test long demo bench bench-peers simulate mutants check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -29,11 +29,22 @@ $(INSTALLED): pyproject.toml
 test: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest $(PYTEST_ARGS)
 
+long: install
+	$(WITH_SERVERS) $(RUN)/python -m pytest -m long $(PYTEST_ARGS)
+
 demo: install
 	$(RUN)/leadership demo
 
 bench: install
 	$(WITH_SERVERS) $(RUN)/python -m bench.handover $(BENCH_ARGS)
+	$(RUN)/python -m bench.zookeeper_handover $(BENCH_ARGS)
+
+# The cuts need root on Linux; half an hour on an idle machine.
+bench-peers: install
+	$(RUN)/python -m bench.peers_failover
+	$(RUN)/python -m bench.peers_keys
+	$(RUN)/python -m bench.peers_attacks
+	$(RUN)/python -m bench.peers_faults
 
 # make simulate SEEDS=100000 [FROM=0] plays many schedules of the peers core; SEED=n plays one, to read.
 simulate: install

@@ -23,7 +23,7 @@ from ..errors import ConfigurationError, LeadershipError, StoreUnavailable
 from ..events import PeerAlarm, PeerReady, PeerRefused
 from ._electio import Surface, node_id, read_reply
 from ._peers_http import DROPPED, Answer, Asked, Client, Server
-from ._peers_post import MESSAGES, Post
+from ._peers_post import MESSAGES, UNREADABLE, Post, report
 from ._peers_seal import Node, OtherIncarnation, Refused, Seals
 from ._peers_settings import Settings
 from ._peers_state import StateDirectory, StateUnwritableError
@@ -59,6 +59,8 @@ LEADER = "/leadership/leader"
 _LONGEST_POLL = 30.0
 _QUIET = 10.0
 """Seconds in which the same complaint is told once."""
+_MOST_COMPLAINTS = 50
+"""Different ones in that time: strangers do not choose how much is logged."""
 
 _encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(list[AnyMessage])
@@ -106,12 +108,14 @@ class Driver:
         self._own = Node(settings.address, context.random.getrandbits(63) | 1)
         self._seals = Seals(self._own, settings.secrets)
         self._client = Client(settings.limits, settings.client_tls)
-        self._server = Server(self._answer, self._clock, settings.limits, settings.server_tls)
+        self._server = Server(
+            self._answer, self._clock, settings.limits, settings.server_tls, self.complain
+        )
         self._post = Post(
             self._client,
             self._seals,
             self._clock,
-            settings.timing.heartbeat,
+            2 * settings.timing.heartbeat,
             settings.timing.vote_window,
             self._delivered,
             self.complain,
@@ -153,7 +157,7 @@ class Driver:
         if self._state is not None:
             values = await self._on_disk(self._state.open)
             if "state" in values:
-                stored = msgspec.convert(values["state"], StoredState)
+                stored = self._read(values["state"])
         self.node = QuorumLease(
             id=settings.address,
             incarnation=f"{self._own.incarnation:016x}",
@@ -165,13 +169,23 @@ class Driver:
             now=self._clock.now(),
             durable=self._state is not None,
             stored=stored,
-            bootstrap=settings.bootstrap,
+            # What it stored shows that it ran before, whatever the address still says.
+            bootstrap=settings.bootstrap and stored is None,
         )
         await self._server.start(settings.listen)
         await self._ask_whether_alone()
         self._spawn(self._look_after_time())
         self._spawn(self._look_after_legacy())
         self.act(self.node.tick)
+
+    def _read(self, state: object) -> StoredState:
+        try:
+            return msgspec.convert(state, StoredState)
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(
+                f"state_dir={self._settings.state_dir!r} was written by another version, and "
+                "cannot be read: start that one, or give an empty directory"
+            ) from error
 
     async def _ask_whether_alone(self) -> None:
         """Two processes behind one address would vote twice in its name."""
@@ -210,7 +224,13 @@ class Driver:
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            report(error)
 
     async def _on_disk(self, act: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._writer, act)
@@ -236,34 +256,41 @@ class Driver:
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
-            match effect:
-                case Send(to, message):
-                    self._send(to, message)
-                case Persist():
-                    self._persist(effect)
-                case Elected(uid=uid):
-                    if uid in self._parts:
-                        self._parts[uid].elected(effect)
-                case Renewed(uid=uid):
-                    if uid in self._parts:
-                        self._parts[uid].renewed(effect)
-                case Lost(uid=uid):
-                    if uid in self._parts:
-                        self._parts[uid].lost(effect)
-                case Released(uid=uid):
-                    if uid in self._parts:
-                        self._parts[uid].released()
-                case LeaderSeen(key=key):
-                    self._shown = self._shown or key
-                    self._tell_change()
-                case Ready():
-                    self._context.emit(PeerReady("", self._clock.now(), self._own.address))
-                    self._tell_change()
-                case TwoIncarnations(node, raised):
-                    self._context.emit(PeerAlarm("", self._clock.now(), node, raised))
-                case Ignored(sender, reason):
-                    self.complain(sender, reason)
+            try:
+                self._carry_out_one(effect)
+            except Exception as error:
+                # The others, a loss among them, are owed all the same.
+                report(error)
         self._arm()
+
+    def _carry_out_one(self, effect: Effect) -> None:
+        match effect:
+            case Send(to, message):
+                self._send(to, message)
+            case Persist():
+                self._persist(effect)
+            case Elected(uid=uid):
+                if uid in self._parts:
+                    self._parts[uid].elected(effect)
+            case Renewed(uid=uid):
+                if uid in self._parts:
+                    self._parts[uid].renewed(effect)
+            case Lost(uid=uid):
+                if uid in self._parts:
+                    self._parts[uid].lost(effect)
+            case Released(uid=uid):
+                if uid in self._parts:
+                    self._parts[uid].released()
+            case LeaderSeen(key=key):
+                self._shown = self._shown or key
+                self._tell_change()
+            case Ready():
+                self._context.emit(PeerReady("", self._clock.now(), self._own.address))
+                self._tell_change()
+            case TwoIncarnations(node, raised):
+                self._context.emit(PeerAlarm("", self._clock.now(), node, raised))
+            case Ignored(sender, reason):
+                self.complain(sender, reason)
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -281,10 +308,11 @@ class Driver:
             if done.cancelled():
                 return
             error = done.exception()
-            if error is not None and not isinstance(error, StateUnwritableError):
-                raise error
-            if error is not None:
+            if isinstance(error, StateUnwritableError):
                 self.complain(self._own.address, str(error))
+            elif error is not None:
+                # Whatever it is: what is not on the disk must not be acted on, nor waited for.
+                report(error)
             self.act(lambda now: self.node.persisted(effect.number, error is None, now))
 
         writing.add_done_callback(written)
@@ -324,16 +352,24 @@ class Driver:
         members = frozenset(self.node.stage.members + self.node.stage.joining)
         try:
             try:
-                sealed = self._seals.open_request(asked.headers, MESSAGES, asked.body, members)
+                sealed = self._seals.open_request(asked.headers, MESSAGES, members)
             except OtherIncarnation:
+                # Or closing the connection could overtake the answer.
+                await asked.read()
                 # So it learns who we are now; this has no other effect.
                 return self._sealed(asked.headers, _NO_MESSAGES, 409)
-            messages = _decoder.decode(asked.body)
+            body = await asked.read()
+            sealed.check(body)
+            messages = _decoder.decode(body)
             self._check_names(messages, sealed.sender)
-        except (Refused, msgspec.DecodeError, UnicodeDecodeError) as error:
+        except Refused as error:
             self.complain(asked.came_from, str(error))
             return Answer(403)
+        except UNREADABLE:
+            self.complain(asked.came_from, "it cannot be read")
+            return Answer(403)
         asked.is_member()
+        self.node.legacy.discard(sealed.sender.address)
         if self._is_stale(asked):
             return DROPPED
         requests = [message for message in messages if isinstance(message, Request)]
@@ -423,7 +459,8 @@ class Driver:
     async def _tell_leader(self, asked: Asked) -> Answer:
         """For who is no member: the leader now, or as soon as it is another than was told."""
         wanted = LeaderQuestion.read(asked.query)
-        deadline = self._clock.now() + min(wanted.wait, _LONGEST_POLL)
+        # In this order: what is no number at all becomes 0, or the timer would never end.
+        deadline = self._clock.now() + min(max(0.0, wanted.wait), _LONGEST_POLL)
         while not self._closed:
             told = self._told(wanted.key)
             left = deadline - self._clock.now()
@@ -480,11 +517,11 @@ class Driver:
     def complain(self, of: str, reason: str) -> None:
         """Tell of what had no effect: the same once in a while, however often it comes."""
         now = self._clock.now()
-        if now - self._complaints.get((of, reason), float("-inf")) < _QUIET:
+        recent = {which: at for which, at in self._complaints.items() if now - at < _QUIET}
+        self._complaints = recent
+        if (of, reason) in recent or len(recent) >= _MOST_COMPLAINTS:
             return
-        if len(self._complaints) > 1000:
-            self._complaints.clear()
-        self._complaints[of, reason] = now
+        recent[of, reason] = now
         self._context.emit(PeerRefused("", now, of, reason))
 
 

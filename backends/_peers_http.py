@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 
 from ..clock import Clock
 from ..errors import ConfigurationError, StoreUnavailable
@@ -33,13 +34,17 @@ class Limits:
 
     Attributes:
         body: the longest body that is read.
-        head: the longest request line, and the longest header.
+        bodies: of all that are being read at a time.
+        line: the longest request line.
+        header: the longest header, of which there are 64 at most.
         connections: how many may be open; the oldest that has proved nothing goes first.
         slowest: seconds for a whole request to arrive, and for an idle connection to live.
     """
 
     body: int = 1 << 20
-    head: int = 8190
+    bodies: int = 64 << 20
+    line: int = 8190
+    header: int = 2048
     connections: int = 256
     slowest: float = 10.0
 
@@ -58,9 +63,11 @@ DROPPED = Answer(0)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that has arrived whole.
+    """A request whose head has arrived.
 
     Attributes:
+        read: its whole body, which is worth reading only where the head is believed.
+            Raises `TooLongError`.
         arrived_at: seconds on the clock, when its head had been read.
         came_from: the client's address, for the log.
         has_gone: whether the client has closed the connection since.
@@ -71,14 +78,24 @@ class Asked:
     path: str
     query: str
     headers: Mapping[str, str]
-    body: bytes
+    read: Callable[[], Awaitable[bytes]]
     arrived_at: float
     came_from: str
     has_gone: Callable[[], bool]
     is_member: Callable[[], None]
 
 
+class TooLongError(Exception):
+    """The body is longer than may be read."""
+
+
 Handler = Callable[[Asked], Awaitable[Answer]]
+Refusal = Callable[[str, str], None]
+"""Is told of whom something had no effect, and why."""
+
+
+def _untold(of: str, reason: str) -> None:
+    pass
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -113,6 +130,30 @@ class _Connection(web.RequestHandler):
     member = False
     busy = False
 
+    @property
+    def came_from(self) -> str:
+        """The client's address, for the log."""
+        name = None if self.transport is None else self.transport.get_extra_info("peername")
+        return str(name[0]) if name else "unknown"
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status >= 500:
+            # An error of ours, which must not pass in silence.
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a request to this peer node failed", "exception": exc}
+            )
+        elif isinstance(exc, LineTooLong):
+            self.server.refused(self.came_from, "its head is too long")
+        else:
+            self.server.refused(self.came_from, "it is no HTTP request")
+        return _response(Answer(status), close=True)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.server.opened(self)
@@ -136,8 +177,8 @@ class _Factory(web.Server):
             keepalive_timeout=2 * self._limits.slowest,
             logger=SILENT,
             access_log=cast("logging.Logger", None),
-            max_line_size=self._limits.head,
-            max_field_size=self._limits.head,
+            max_line_size=self._limits.line,
+            max_field_size=self._limits.header,
             max_headers=64,
             lingering_time=0,
             read_bufsize=1 << 16,
@@ -148,16 +189,23 @@ class _Factory(web.Server):
 
 
 class Server:
-    """Listens at one address and has each whole request answered by `handler`."""
+    """Listens at one address and has each request answered by `handler`."""
 
     def __init__(
-        self, handler: Handler, clock: Clock, limits: Limits, tls: ssl.SSLContext | None = None
+        self,
+        handler: Handler,
+        clock: Clock,
+        limits: Limits,
+        tls: ssl.SSLContext | None = None,
+        refused: Refusal = _untold,
     ) -> None:
         self._handler = handler
         self._clock = clock
         self._limits = limits
         self._tls = tls
-        # In the order in which they were last of use.
+        self.refused = refused
+        self._reading = 0
+        # The oldest first.
         self._connections: dict[_Connection, None] = {}
         self._factory: _Factory | None = None
         self._listening: asyncio.Server | None = None
@@ -221,7 +269,9 @@ class Server:
         if len(self._connections) > self._limits.connections:
             # Not the newest, which may be a member that is about to prove it.
             unproved = (each for each in self._connections if not each.member)
-            _drop(next(unproved, connection))
+            dropped = next(unproved, connection)
+            self.refused(dropped.came_from, "too many connections: one that proved nothing went")
+            _drop(dropped)
 
     def closed(self, connection: _Connection) -> None:
         self._connections.pop(connection, None)
@@ -232,14 +282,13 @@ class Server:
             before = self._clock.now() - self._limits.slowest
             for connection in list(self._connections):
                 if connection.touched_at < before and not connection.busy:
+                    if not connection.member:
+                        self.refused(connection.came_from, "it sent no whole request in time")
                     _drop(connection)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast(_Connection, request.protocol)
         arrived_at = self._clock.now()
-        body = await self._read(request)
-        if body is None:
-            return _response(Answer(413), close=True)
         transport = request.transport
 
         def has_gone() -> bool:
@@ -248,40 +297,53 @@ class Server:
         def is_member() -> None:
             connection.member = True
 
+        async def read() -> bytes:
+            # A long poll may take its time; only what has not arrived whole is slow.
+            connection.busy = False
+            body = await self._read(request)
+            connection.busy = True
+            return body
+
         path, _, query = request.raw_path.partition("?")
         asked = Asked(
             request.method,
             path,
             query,
             request.headers,
-            body,
+            read,
             arrived_at,
-            str(request.remote),
+            connection.came_from,
             has_gone,
             is_member,
         )
-        # A long poll may take its time; only what has not arrived whole is slow.
         connection.busy = True
         try:
             answer = await self._handler(asked)
+        except TooLongError:
+            self.refused(asked.came_from, "its body is too long")
+            answer = Answer(413)
         finally:
             connection.busy = False
             connection.touched_at = self._clock.now()
         if answer.status == 0:
             _drop(connection)
             return _response(Answer(503), close=True)
-        return _response(answer)
+        # What was not worth reading is not waited for either.
+        return _response(answer, close=not request.content.is_eof())
 
-    async def _read(self, request: web.BaseRequest) -> bytes | None:
-        """The whole body, or None where it is too long."""
+    async def _read(self, request: web.BaseRequest) -> bytes:
         if (request.content_length or 0) > self._limits.body:
-            return None
+            raise TooLongError
         parts = bytearray()
-        async for part in request.content.iter_any():
-            parts += part
-            if len(parts) > self._limits.body:
-                return None
-        return bytes(parts)
+        try:
+            async for part in request.content.iter_any():
+                parts += part
+                self._reading += len(part)
+                if len(parts) > self._limits.body or self._reading > self._limits.bodies:
+                    raise TooLongError
+            return bytes(parts)
+        finally:
+            self._reading -= len(parts)
 
 
 async def _accept_no_more(listening: asyncio.Server) -> None:
@@ -325,7 +387,11 @@ class Client:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=0, ssl=self._tls or False, use_dns_cache=False
+                    limit=0,
+                    ssl=self._tls or False,
+                    use_dns_cache=False,
+                    # Shorter than the other side's patience, or a request could meet its end.
+                    keepalive_timeout=self._limits.slowest / 2,
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

@@ -18,11 +18,26 @@ from ._quorum_messages import AnyMessage, Heartbeat, Message
 MESSAGES = "/leadership/messages"
 _SIDE_BY_SIDE = 3
 """Requests to one node at a time, besides a heartbeat: what comes meanwhile goes together."""
+_BEATS = 2
+"""Heartbeats to one node at a time. Each is a try to renew, counted from its sending, and
+must not be given up because the next is due: a busy machine answers late."""
+_MOST = 1000
+"""Messages in one request: more would be longer than a node reads."""
 _HEARD = 5.0
 """Seconds for which a node that answered is known to be one of ours."""
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding may raise, whoever wrote it."""
+
 _encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(list[AnyMessage])
+
+
+def report(error: BaseException) -> None:
+    """Tell the event loop's handler, by default the log: nothing fails in silence."""
+    asyncio.get_running_loop().call_exception_handler(
+        {"message": "a peer node failed in part", "exception": error}
+    )
 
 
 @dataclass(eq=False, slots=True)
@@ -33,7 +48,7 @@ class _Line:
     waiting: list[Message] = field(default_factory=list)
     heartbeat: Message | None = None
     in_flight: int = 0
-    beating: bool = False
+    beating: int = 0
     due: bool = False
     heard_at: float = float("-inf")
 
@@ -116,18 +131,24 @@ class Post:
         if self._closed:
             return
         if line.waiting and line.in_flight < _SIDE_BY_SIDE:
-            messages, line.waiting = line.waiting, []
+            messages, line.waiting = line.waiting[:_MOST], line.waiting[_MOST:]
             line.in_flight += 1
             self._spawn(line, messages)
-        if line.heartbeat is not None and not line.beating:
+        if line.heartbeat is not None and line.beating < _BEATS:
             heartbeat, line.heartbeat = line.heartbeat, None
-            line.beating = True
+            line.beating += 1
             self._spawn(line, [heartbeat])
 
     def _spawn(self, line: _Line, messages: list[Message]) -> None:
         task = asyncio.ensure_future(self._deliver(line, messages))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            report(error)
 
     async def _deliver(self, line: _Line, messages: list[Message]) -> None:
         beat = isinstance(messages[0], Heartbeat)
@@ -135,11 +156,13 @@ class Post:
             # A node that does not answer is told again by the next round, not by us.
             with contextlib.suppress(StoreUnavailable):
                 await self._request(line, messages, self._patience if beat else self._window)
-        except (Refused, msgspec.DecodeError) as error:
+        except Refused as error:
             self._refused(line.node.address, str(error))
+        except UNREADABLE:
+            self._refused(line.node.address, "its answer cannot be read")
         finally:
             if beat:
-                line.beating = False
+                line.beating -= 1
             else:
                 line.in_flight -= 1
             if line.waiting or line.heartbeat is not None:

@@ -1,10 +1,11 @@
 """Seals: who sent this, to whom, and has it been seen before?
 
-With a shared secret each request carries a code (HMAC-SHA256) over its
-content, its sender and receiver with their incarnations, and a number that
+With a shared secret each request carries a code (HMAC-SHA256) over a digest of
+its content, its sender and receiver with their incarnations, and a number that
 no request of that sender had before. So nobody else can make one, and one
 that is sent again, or to another node, or to a node that has restarted since,
-has no effect. An answer's code covers the request that it answers.
+has no effect. An answer's code covers the request that it answers. The code is
+in the head: who has no secret is refused before any content is read.
 """
 
 from __future__ import annotations
@@ -50,6 +51,16 @@ class Sealed:
 
     sender: Node
     number: int
+    digest: str
+
+    def check(self, body: bytes) -> None:
+        """Whether this is the content that was sealed.
+
+        Raises:
+            Refused: it is another.
+        """
+        if not hmac.compare_digest(self.digest.encode(), _digest(body).encode()):
+            raise Refused("its content is not the one that was sealed")
 
 
 class _Window:
@@ -88,6 +99,7 @@ class Seals:
         self._secrets = secrets
         self._number = 0
         self._windows: dict[str, dict[int, _Window]] = {}
+        self._retired: set[Node] = set()
 
     # --- requests ---
 
@@ -101,23 +113,24 @@ class Seals:
             "To": to.address,
             "To-Incarnation": str(to.incarnation),
             "Number": str(self._number),
+            "Digest": _digest(body),
         }
-        return self._sealed(fields, path, body), self._number
+        return self._sealed(fields, path), self._number
 
     def open_request(
-        self, headers: Mapping[str, str], path: str, body: bytes, members: frozenset[str]
+        self, headers: Mapping[str, str], path: str, members: frozenset[str]
     ) -> Sealed:
-        """Check a request.
+        """Check a request's head, before its content is worth reading: see `Sealed.check`.
 
         Args:
             members: the addresses that may send one.
 
         Raises:
-            OtherIncarnation: it is genuine, but meant for this node before a restart.
+            OtherIncarnation: its head is genuine, but meant for this node before a restart.
             Refused: it must have no effect.
         """
         fields = _fields(headers, _REQUEST)
-        self._check(fields, headers, path, body)
+        self._check(fields, headers, path)
         sender = Node(fields["From"], _number(fields["From-Incarnation"]))
         if sender.address not in members:
             raise Refused("the sender is no member")
@@ -128,14 +141,19 @@ class Seals:
             raise OtherIncarnation("it is addressed to an earlier process of this node")
         if self._secrets and not self._window(sender).take(number):
             raise Refused("it was seen before")
-        return Sealed(sender, number)
+        return Sealed(sender, number, fields["Digest"])
 
     def _window(self, sender: Node) -> _Window:
         known = self._windows.setdefault(sender.address, {})
         window = known.get(sender.incarnation)
         if window is None:
+            if sender in self._retired:
+                raise Refused("it is from an earlier process of its sender")
             while len(known) >= _INCARNATIONS:
-                del known[next(iter(known))]
+                oldest = next(iter(known))
+                del known[oldest]
+                # What it numbered is forgotten, so nothing of it may count as new again.
+                self._retired.add(Node(sender.address, oldest))
             window = known[sender.incarnation] = _Window()
         return window
 
@@ -150,8 +168,9 @@ class Seals:
             "To": _header(to, "From"),
             "To-Incarnation": _header(to, "From-Incarnation"),
             "Answers": _header(to, "Number"),
+            "Digest": _digest(body),
         }
-        return self._sealed(fields, path, body)
+        return self._sealed(fields, path)
 
     def open_answer(
         self, headers: Mapping[str, str], path: str, body: bytes, asked: Node, number: int
@@ -162,7 +181,8 @@ class Seals:
             Refused: nobody whom we asked.
         """
         fields = _fields(headers, _ANSWER)
-        self._check(fields, headers, path, body)
+        self._check(fields, headers, path)
+        Sealed(asked, number, fields["Digest"]).check(body)
         ours = (self.own.address, str(self.own.incarnation), str(number))
         if (fields["To"], fields["To-Incarnation"], fields["Answers"]) != ours:
             raise Refused("it answers another request")
@@ -189,37 +209,38 @@ class Seals:
 
     # --- the code ---
 
-    def _sealed(self, fields: dict[str, str], path: str, body: bytes) -> dict[str, str]:
+    def _sealed(self, fields: dict[str, str], path: str) -> dict[str, str]:
         headers = {_PREFIX + name: value for name, value in fields.items()}
         if self._secrets:
-            headers[_PREFIX + "Seal"] = _code(self._secrets[0], fields, path, body)
+            headers[_PREFIX + "Seal"] = _code(self._secrets[0], fields, path)
         return headers
 
-    def _check(
-        self, fields: Mapping[str, str], headers: Mapping[str, str], path: str, body: bytes
-    ) -> None:
+    def _check(self, fields: Mapping[str, str], headers: Mapping[str, str], path: str) -> None:
         if self._secrets:
             given = _header(headers, "Seal").encode()
             # All are compared, in constant time: how long it takes tells nothing.
             fits = [
-                hmac.compare_digest(_code(secret, fields, path, body).encode(), given)
+                hmac.compare_digest(_code(secret, fields, path).encode(), given)
                 for secret in self._secrets
             ]
             if not any(fits):
                 raise Refused("it is not sealed with the secret of this cluster")
         if _number(fields["Wire"]) not in KNOWN_VERSIONS:
-            raise Refused(f"wire version {fields['Wire']} is not known here")
+            raise Refused("its wire version is not known here")
 
 
-_REQUEST = ("Wire", "From", "From-Incarnation", "To", "To-Incarnation", "Number")
-_ANSWER = ("Wire", "From", "From-Incarnation", "To", "To-Incarnation", "Answers")
+_REQUEST = ("Wire", "From", "From-Incarnation", "To", "To-Incarnation", "Number", "Digest")
+_ANSWER = ("Wire", "From", "From-Incarnation", "To", "To-Incarnation", "Answers", "Digest")
 
 
-def _code(secret: bytes, fields: Mapping[str, str], path: str, body: bytes) -> str:
+def _digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def _code(secret: bytes, fields: Mapping[str, str], path: str) -> str:
     parts = [path, *(f"{name}={value}" for name, value in fields.items())]
     # Header values hold no line break, so no two sets of fields read alike.
-    head = "\n".join(parts).encode() + b"\n\n"
-    return hmac.new(secret, head + body, hashlib.sha256).hexdigest()
+    return hmac.new(secret, "\n".join(parts).encode(), hashlib.sha256).hexdigest()
 
 
 def _ticket_code(secret: bytes, ticket: Ticket) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,8 @@ from ..registry import nearest
 from ._peers_http import Limits, is_loopback, split_address
 from ._quorum_timing import Timing
 
-_BODY = 2 << 20
+_BODY = 16 << 20
+"""Bytes; read of members only, and enough for ten thousand keys with the longest values."""
 VALUE = 1024
 """Bytes of a leader's value: each heartbeat after a restart carries them all."""
 
@@ -61,7 +62,7 @@ class Settings:
     listen: str
     cluster: str
     timing: Timing
-    secrets: tuple[bytes, ...]
+    secrets: tuple[bytes, ...] = field(repr=False)
     state_dir: str | None
     bootstrap: bool
     observer: bool
@@ -127,7 +128,7 @@ def settings_of(address: Address, context: Context) -> Settings:
         address=own,
         listen=options.listen or own,
         cluster=options.cluster,
-        timing=_timing(options, context),
+        timing=_timing(options, context, len(members)),
         secrets=_secrets(options),
         state_dir=options.state_dir,
         bootstrap=options.bootstrap,
@@ -151,7 +152,7 @@ def _options(address: Address) -> _Options:
         raise ConfigurationError(f"an option of peers:// does not fit: {error}") from error
 
 
-def _timing(options: _Options, context: Context) -> Timing:
+def _timing(options: _Options, context: Context, members: int) -> Timing:
     ceiling = options.ttl_ceiling
     if not ceiling > 0:
         raise ConfigurationError(f"ttl_ceiling={ceiling}: give seconds above 0")
@@ -162,7 +163,8 @@ def _timing(options: _Options, context: Context) -> Timing:
         max_clock_drift=context.max_clock_drift,
         heartbeat=options.heartbeat or min(0.2, ceiling / 8),
         guard=guard,
-        backoff=min(0.15, ceiling / 8),
+        # The more there are, the further apart they have to begin, or their votes are split.
+        backoff=min(0.15, ceiling / 8) * max(1, (members - 1) / 2),
         wall_clock_skew=options.wall_clock_skew,
         earlier_lease_ceiling=options.earlier_ttl_ceiling,
     )

@@ -31,6 +31,7 @@ from ._quorum_messages import (
 )
 from ._quorum_releases import Releases
 from ._quorum_timing import FAR_AHEAD, Timing, floor_term
+from ._quorum_waiting import Queues, Waiter
 
 LAPSED = "the leases were not renewed in time"
 REMOVED = "this node is no longer a member"
@@ -48,6 +49,8 @@ class Contender:
         ttl: seconds.
         rank: 0 campaigns first; each further rank waits one `backoff` longer.
         not_before: after it gave way, the others' turn ends then.
+        name: what its user calls it.
+        since: when it entered.
     """
 
     uid: str
@@ -55,6 +58,8 @@ class Contender:
     ttl: float
     rank: int = 0
     not_before: float = -math.inf
+    name: str = ""
+    since: float = -math.inf
 
 
 class Phase(Enum):
@@ -78,6 +83,7 @@ class Commons:
     acceptor: Acceptor
     holdings: Holdings
     releases: Releases
+    queues: Queues
     may_campaign: bool = False
 
 
@@ -131,6 +137,7 @@ class Candidacy:
         """Queue up. A contender that gave way lets others lead first, or a moment pass."""
         until, _ = self._gave_way.pop(contender.uid, (-math.inf, 0))
         contender.not_before = until
+        contender.since = now
         self._queue.append(contender)
         if len(self._queue) == 1:
             self._attempt_at = now + self._delay()
@@ -148,10 +155,20 @@ class Candidacy:
             and self._contender.uid == uid
         )
 
+    @property
+    def waiters(self) -> tuple[Waiter, ...]:
+        """Those who contend and do not lead, in their order."""
+        leader = self._contender if self.phase is Phase.LEADING else None
+        return tuple(
+            Waiter(self._commons.mail.id, each.uid, each.name, each.since)
+            for each in self._queue
+            if each is not leader
+        )
+
     def withdraw(self, uid: str, now: float) -> None:
         """Leave, at whatever point; `Released` tells when nothing is left."""
         if self.leads(uid):
-            self.resign("", now)
+            self.resign(None, "", now)
             return
         if self._contender is not None and self._contender.uid == uid:
             asked = self._asked_for_lease()
@@ -162,21 +179,31 @@ class Candidacy:
             self._commons.mail.emit(Released(self.key, uid))
         self._drop(uid)
 
-    def resign(self, successor: str, now: float) -> None:
-        """Give up the term that is led, for everybody or for one named node."""
+    def resign(self, successor: str | None, named: str, now: float) -> None:
+        """Give up the term that is led.
+
+        Args:
+            successor: the node that may campaign at once, or ""; None: that of who waits longest.
+            named: which contender there, or "" for its first.
+        """
         contender = self._led()
-        mail, timing = self._commons.mail, self._commons.timing
+        mail, timing, queues = self._commons.mail, self._commons.timing, self._commons.queues
+        first = queues.waiting(self.key, now)[:1] if successor is None else []
+        for waiter in first:
+            successor, named = waiter.node, waiter.uid
+            # If it does not lead, it is not there, and not to be named again.
+            queues.remove(waiter.node, self.key, waiter.uid)
         incarnation = ""
         if successor:
             incarnation = (
                 mail.incarnation if successor == mail.id else mail.peer(successor).incarnation
             )
-        ticket = self._ticket(successor if incarnation else "", incarnation)
+        ticket = self._ticket(successor if successor and incarnation else "", incarnation)
         self._end_term(contender)
         pause = 2 * timing.backoff + timing.heartbeat
         self._gave_way[contender.uid] = (now + pause, ticket.term)
         self._attempt_at = now + self._delay()
-        self._commons.releases.add(ticket, contender.ttl, now, told=True)
+        self._commons.releases.add(ticket, contender.ttl, now, told=True, contender=named)
 
     def proclaim(self, uid: str, value: bytes) -> bool:
         """Change the value; whether this contender is there."""
@@ -260,11 +287,16 @@ class Candidacy:
         elif self._is_hopeless(ballot):
             self._fail(now)
 
-    def take_over(self, ticket: Ticket, now: float) -> bool:
-        """The leader named us: campaign without asking first; whether we do."""
+    def take_over(self, ticket: Ticket, named: str, now: float) -> bool:
+        """The leader named us, or one of us: campaign without asking first; whether we do."""
         if self.phase not in (Phase.WAITING, Phase.ASKING) or not self._commons.may_campaign:
             return False
-        eligible = [contender for contender in self._queue if contender.not_before <= now]
+        # Who is named by itself need not wait for others to have their turn.
+        eligible = [
+            contender
+            for contender in self._queue
+            if (contender.uid == named if named else contender.not_before <= now)
+        ]
         if not eligible:
             return False
         self._contender = eligible[0]
@@ -417,9 +449,15 @@ class Candidacy:
         """The key is free: campaign soon, or a moment later where another was named."""
         if self.phase is not Phase.WAITING:
             return
-        reserved = self._commons.timing.heartbeat if ticket.successor else 0.0
+        # Time for the successor's 1.5 round trips, and no more: it may be dead.
+        reserved = self._commons.timing.backoff / 2 if ticket.successor else 0.0
         self._failures = 0
         self._attempt_at = now + reserved + self._delay()
+
+    def promise_returned(self, now: float) -> None:
+        """Another node may be free of a promise that this one waits for the end of."""
+        if self.phase is Phase.WAITING:
+            self._attempt_at = min(self._attempt_at, now + self._delay())
 
     def another_leads(self, term: int) -> None:
         """Those who gave way have let another lead."""

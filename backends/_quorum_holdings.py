@@ -17,6 +17,7 @@ from ._quorum_effects import Renewed
 from ._quorum_mail import Mail
 from ._quorum_messages import Entry, Heartbeat, HeartbeatAnswer
 from ._quorum_timing import Timing
+from ._quorum_waiting import Queues
 
 _LOG_LIMIT = 4096
 
@@ -56,11 +57,12 @@ class _Renewal:
 class Holdings:
     """The sender's side."""
 
-    def __init__(self, mail: Mail, timing: Timing) -> None:
+    def __init__(self, mail: Mail, timing: Timing, queues: Queues) -> None:
         self.held: dict[str, Holding] = {}
         self.next_at = math.inf
         self._mail = mail
         self._timing = timing
+        self._queues = queues
         self._version = 1
         self._digest = 0
         self._log: deque[tuple[int, str]] = deque()
@@ -189,7 +191,8 @@ class Holdings:
                 changed.add(key)
             changes = tuple(self.held[key].entry for key in changed if key in self.held)
             removed = tuple(key for key in changed if key not in self.held)
-        return Heartbeat(header, base, self._version, self._digest, changes, removed)
+        heard = self._queues.heard(receiver, header.receiver_incarnation)
+        return Heartbeat(header, base, self._version, self._digest, changes, removed, heard)
 
 
 class KeySet:

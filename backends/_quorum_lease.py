@@ -37,6 +37,7 @@ A driver feeds a `QuorumLease` and carries out what it returns:
 - Followers: `node.leaders.version` rises with each change; `leader(key)` and
   `changed_since(version)` tell what is known, `LeaderSeen` tells each change,
   and `node.reaches_quorum(now)` whether this node would have heard.
+- `node.queues.waiting(key, now)` names who waits to lead: hints for `resign`.
 - `node.ready` is False until a (re)started node takes part. `node.healthy = False`
   keeps it from campaigning. `node.legacy` names members that speak electio's
   protocol alone: they count in the size of the majority and are sent nothing.
@@ -86,6 +87,7 @@ from ._quorum_recovery import Recovering
 from ._quorum_releases import Releases
 from ._quorum_storage import Storage
 from ._quorum_timing import Timing
+from ._quorum_waiting import Queues
 
 NOT_A_MEMBER = "this node is no member"
 
@@ -141,7 +143,8 @@ class QuorumLease:
         self.timing = timing
         self._mail = Mail(id, incarnation, timing, Quorum(cluster, timing, stage))
         self._acceptor = Acceptor(timing, wall_clock, keys_limit)
-        self._holdings = Holdings(self._mail, timing)
+        self.queues = Queues(self._mail, timing)
+        self._holdings = Holdings(self._mail, timing, self.queues)
         self._holdings.next_at = now
         self._releases = Releases(self._mail, timing)
         self._commons = Commons(
@@ -152,12 +155,14 @@ class QuorumLease:
             self._acceptor,
             self._holdings,
             self._releases,
+            self.queues,
         )
         self.leaders = Leaders(self._mail)
         self._key_sets: dict[str, KeySet] = {}
         self._candidacies: dict[str, Candidacy] = {}
         self._timers: list[tuple[float, str]] = []
         self._scheduled: dict[str, float] = {}
+        self._keys_limit = keys_limit
         self._forget_after = max(forget_after, timing.silence(None))
         self._forget_at = now + self._forget_after
         state = stored or StoredState(0, timing.lease_ceiling, stage)
@@ -280,11 +285,20 @@ class QuorumLease:
             self._mail.clear_doubts(now)
         if now >= self._forget_at:
             self._acceptor.forget_idle(now - self._forget_after, now)
+            self.leaders.forget_gone(self._keys_limit)
             self._forget_at = now + self._forget_after
         return self._finish(now)
 
     def campaign(
-        self, key: str, uid: str, value: bytes, ttl: float, now: float, *, rank: int = 0
+        self,
+        key: str,
+        uid: str,
+        value: bytes,
+        ttl: float,
+        now: float,
+        *,
+        rank: int = 0,
+        name: str = "",
     ) -> list[Effect]:
         """Contend for `key` until `withdraw`, `resign` or `Lost`; `Elected` tells of success.
 
@@ -293,6 +307,7 @@ class QuorumLease:
             value: told to followers.
             ttl: seconds that the others wait for a leader that has died.
             rank: 0 campaigns first, each further one a little later.
+            name: what the user calls the contender, for `queues`.
 
         Raises:
             ConfigurationError: the ttl is out of bounds.
@@ -302,7 +317,7 @@ class QuorumLease:
         if candidacy is None:
             candidacy = self._candidacies[key] = Candidacy(key, self._commons)
         if not candidacy.has(uid):
-            candidacy.enter(Contender(uid, value, ttl, rank), now)
+            candidacy.enter(Contender(uid, value, ttl, rank, name=name), now)
         self._schedule(candidacy)
         return self._finish(now)
 
@@ -315,11 +330,13 @@ class QuorumLease:
         return self._finish(now)
 
     def resign(
-        self, key: str, uid: str, now: float, *, successor: str | None = None
+        self, key: str, uid: str, now: float, *, successor: str | None = None, contender: str = ""
     ) -> list[Effect]:
-        """Give up the term. A successor node that contends leads 1.5 round trips later.
+        """Give up the term; a successor leads 1.5 round trips later. The work has ended before.
 
-        Nobody may act as leader any more when this is called.
+        Args:
+            successor: its id; None: that of who waits longest, as far as is known.
+            contender: which one of that node's is meant; "": the first.
 
         Raises:
             NotLeader: the contender does not lead.
@@ -327,7 +344,7 @@ class QuorumLease:
         candidacy = self._candidacies.get(key)
         if candidacy is None or not candidacy.leads(uid):
             raise NotLeader(f"{uid!r} does not lead {key!r}")
-        candidacy.resign(successor or "", now)
+        candidacy.resign(successor, contender, now)
         self._schedule(candidacy)
         return self._finish(now)
 
@@ -508,6 +525,7 @@ class QuorumLease:
                 tuple(refused),
                 not refusal,
                 self._storage.durable,
+                *self.queues.news_for(message, now),
             )
         )
 
@@ -518,15 +536,19 @@ class QuorumLease:
             ReleaseAnswer(self._mail.reply_header(message.header), ticket.key, ticket.term)
         )
         candidacy = self._candidacies.get(ticket.key)
-        if freed and candidacy is not None:
+        if candidacy is not None:
             named = self._names(ticket, self.id, self.incarnation)
-            if not (named and candidacy.take_over(ticket, now)):
+            if not freed:
+                # This node had promised nothing, but it may have been refused by who had.
+                candidacy.promise_returned(now)
+            elif not (named and candidacy.take_over(ticket, message.contender, now)):
                 candidacy.released(ticket, now)
             self._schedule(candidacy)
 
     def _on_announcement(self, message: Announcement, now: float) -> None:
         entry = message.entry
         self.leaders.note(message.header.sender, entry, now)
+        self.queues.remove(message.header.sender, entry.key, entry.uid)
         candidacy = self._candidacies.get(entry.key)
         if candidacy is not None and message.header.sender != self.id:
             candidacy.another_leads(entry.term)
@@ -565,6 +587,7 @@ class QuorumLease:
     def _on_heartbeat_answer(self, answer: HeartbeatAnswer, now: float) -> None:
         peer = self._mail.peer(answer.header.sender)
         peer.ready, peer.durable = answer.ready, answer.durable
+        self.queues.learn(answer, now)
         self._holdings.answered(answer, now, lambda key: self._lapse(key, now))
 
     def _on_release_answer(self, answer: ReleaseAnswer, now: float) -> None:
@@ -629,6 +652,7 @@ class QuorumLease:
 
     def _schedule(self, candidacy: Candidacy) -> None:
         key, wake_at = candidacy.key, candidacy.wake_at
+        self.queues.note(key, candidacy.waiters)
         if wake_at < self._scheduled.get(key, math.inf):
             self._scheduled[key] = wake_at
             heapq.heappush(self._timers, (wake_at, key))

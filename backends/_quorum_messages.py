@@ -195,6 +195,7 @@ class Heartbeat(Request, frozen=True):
         digest: of the resulting set, so that a difference is noticed.
         changes: entries new or changed since `base`.
         removed: keys no longer led.
+        heard: up to which version the sender knows who waits on the receiver.
     """
 
     base: int
@@ -202,6 +203,28 @@ class Heartbeat(Request, frozen=True):
     digest: int
     changes: tuple[Entry, ...]
     removed: tuple[str, ...]
+    heard: int = 0
+
+
+class Waiting(Struct, frozen=True):
+    """A contender that waits on the sender.
+
+    Attributes:
+        uid: unique on the sender.
+        name: what its user calls it, or "".
+        waited: seconds.
+    """
+
+    uid: str
+    name: str
+    waited: float
+
+
+class Queue(Struct, frozen=True):
+    """All that wait for a key on the sender, in their order; empty: nobody does any more."""
+
+    key: str
+    waiting: tuple[Waiting, ...]
 
 
 class HeartbeatAnswer(Answer, frozen=True):
@@ -212,6 +235,8 @@ class HeartbeatAnswer(Answer, frozen=True):
         refused: each key whose lease was not granted; all others of that version were.
         ready: the answering node takes part (is not recovering).
         durable: it stores its state.
+        queued: the version of who waits on the answering node that is known with `queues`.
+        queues: what changed in that since the version that the heartbeat named. A hint.
     """
 
     target: int
@@ -219,12 +244,19 @@ class HeartbeatAnswer(Answer, frozen=True):
     refused: tuple[str, ...]
     ready: bool
     durable: bool
+    queued: int = 0
+    queues: tuple[Queue, ...] = ()
 
 
 class Release(Request, frozen=True):
-    """The term of this ticket has ended, by the will of its leader."""
+    """The term of this ticket has ended, by the will of its leader.
+
+    Attributes:
+        contender: which one of the successor node's is meant; "": its first. A hint.
+    """
 
     ticket: Ticket
+    contender: str = ""
 
 
 class ReleaseAnswer(Answer, frozen=True):

@@ -14,6 +14,7 @@ from ._quorum_timing import Timing
 @dataclass(slots=True)
 class _Pending:
     ticket: Ticket
+    contender: str
     told: bool
     until: float
     next_at: float
@@ -33,14 +34,17 @@ class Releases:
         """When to look again."""
         return min((pending.next_at for pending in self._pending.values()), default=math.inf)
 
-    def add(self, ticket: Ticket, ttl: float, now: float, *, told: bool) -> None:
+    def add(
+        self, ticket: Ticket, ttl: float, now: float, *, told: bool, contender: str = ""
+    ) -> None:
         """Tell all members, the successor first.
 
         Args:
             told: whether the driver waits for `Released`.
+            contender: which one of the successor's is meant.
         """
         until = now + self._timing.outlasting(ttl)
-        pending = _Pending(ticket, told, until, now)
+        pending = _Pending(ticket, contender, told, until, now)
         self._pending[ticket.key, ticket.term] = pending
         self._send(pending, now)
 
@@ -71,7 +75,7 @@ class Releases:
         for receiver in receivers:
             if receiver not in pending.acknowledged:
                 header = self._mail.header(receiver, number)
-                self._mail.send(Release(header, pending.ticket))
+                self._mail.send(Release(header, pending.ticket, pending.contender))
         pending.next_at = min(now + self._timing.heartbeat, pending.until)
 
     def _finish(self, pending: _Pending) -> None:

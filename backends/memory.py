@@ -23,6 +23,7 @@ from typing import ClassVar, TypeVar
 
 from ..backend import Address, Backend, Capability, Context, KVPair, Pairs
 from ..clock import Clock, SystemClock
+from ..contention import WaitingRoom
 from ..errors import ConfigurationError, HandleClosed, KeyExists, KeyModified
 
 T = TypeVar("T")
@@ -79,6 +80,7 @@ class Space:
         self._writes = 0
         # By place, so that many elections in one process do not wake each other.
         self._watchers: dict[_Place, set[_Watcher]] = {}
+        self.waiting_room = WaitingRoom()
 
     def get(self, key: str) -> KVPair | None:
         """What stands at `key`: nothing from its expiry on, whether or not a timer has run."""
@@ -211,6 +213,7 @@ class MemoryBackend(Backend):
         if not self.name:
             raise ConfigurationError("the memory store has no name: write memory://NAME")
         self._space: Space | None = self._registry.find(self.name, context.clock)
+        self.waiting_room = self._space.waiting_room
         self._watching: set[_Watcher] = set()
 
     @property

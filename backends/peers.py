@@ -13,13 +13,21 @@ from collections.abc import AsyncGenerator, Callable
 from typing import ClassVar
 
 from ..backend import Address, Backend, Capability, Contender, Context, Entry
-from ..errors import ConfigurationError, HandleClosed, NotLeader, NotSupported, StoreUnavailable
+from ..errors import (
+    ConfigurationError,
+    HandleClosed,
+    NoSuccessor,
+    NotLeader,
+    NotSupported,
+    StoreUnavailable,
+)
 from ..events import PeerExposed, TtlGranted
 from ..lease import Claim, Lease, claim
 from ._peers_driver import Driver
 from ._peers_observer import Observer
 from ._peers_settings import VALUE, settings_of
-from ._quorum_effects import Elected, Lost, Renewed
+from ._quorum_effects import Effect, Elected, Lost, Renewed
+from ._quorum_waiting import Waiter
 
 _STOPPED = "the node was stopped"
 
@@ -32,7 +40,7 @@ class PeersBackend(Backend):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.ELECTION, Capability.LOCK, Capability.FENCING}
+        {Capability.ELECTION, Capability.LOCK, Capability.FENCING, Capability.HANDOVER}
     )
     maximum_value_size: ClassVar[float] = VALUE
     conditions: ClassVar[str] = (
@@ -104,6 +112,11 @@ class PeersBackend(Backend):
         await asyncio.wait([starting])
         if not starting.cancelled() and starting.exception() is None:
             await starting.result().close()
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between two of a leader's heartbeats."""
+        return self._settings.timing.heartbeat
 
     def granted(self, ttl: float) -> float:
         """The ttl that this cluster grants, told once where it is another.
@@ -196,7 +209,9 @@ class PeersContender(Contender):
         self._won = asyncio.get_running_loop().create_future()
         self._entered = True
         driver.act(
-            lambda now: driver.node.campaign(self._key, self._uid, self._value, self._ttl, now)
+            lambda now: driver.node.campaign(
+                self._key, self._uid, self._value, self._ttl, now, name=self._name
+            )
         )
         patience = self._backend.context.request_timeout
         cut_at: float | None = None
@@ -211,6 +226,12 @@ class PeersContender(Contender):
                     raise StoreUnavailable(_why_not_ready(driver))
             await self._clock.wait_for(asyncio.shield(self._won), self._clock.now() + patience / 4)
         return self._won.result()
+
+    @property
+    def _name(self) -> str:
+        """The candidate's id, where it is not too long to be told with each change."""
+        data = self.candidate_id.encode(errors="ignore")
+        return data.decode() if len(data) <= VALUE else ""
 
     # --- what the node decides ---
 
@@ -238,8 +259,9 @@ class PeersContender(Contender):
             lost(effect.reason)
 
     def released(self) -> None:
-        self._entered = self._leading = False
+        # One that comes after all patience may find us in a later term already.
         if self._gone is not None and not self._gone.done():
+            self._entered = self._leading = False
             self._gone.set_result(None)
 
     # --- as leader, and after ---
@@ -253,20 +275,52 @@ class PeersContender(Contender):
         # As at a store: who asks another node after our return is told the new value.
         await driver.settle()
 
+    async def find_successor(self, name: str) -> None:
+        # What is new on another node comes with its answer to the next heartbeat.
+        deadline = self._clock.now() + 2 * self._backend.heartbeat
+        while self._waiter(name) is None:
+            if self._clock.now() >= deadline:
+                raise NoSuccessor(
+                    f"nobody is known to wait for {self._key!r} as {name!r}: name a candidate "
+                    "that does, or resign to anybody"
+                )
+            await self._clock.sleep(self._backend.heartbeat / 10)
+
+    async def hand_over(self, name: str) -> None:
+        waiter = self._waiter(name)
+        if waiter is None or self._driver is None or not self._leading:
+            await self.leave()
+            return
+        node, to = self._driver.node, waiter
+        await self._leave(
+            lambda now: node.resign(self._key, self._uid, now, successor=to.node, contender=to.uid)
+        )
+
+    def _waiter(self, name: str) -> Waiter | None:
+        if self._driver is None:
+            return None
+        waiting = self._driver.node.queues.waiting(self._key, self._clock.now())
+        return next((each for each in waiting if each.name == name), None)
+
     async def leave(self) -> None:
+        if self._driver is not None:
+            node = self._driver.node
+            await self._leave(lambda now: node.withdraw(self._key, self._uid, now))
+
+    async def _leave(self, decide: Callable[[float], list[Effect]]) -> None:
         driver, self._lost = self._driver, None
         if driver is None or not self._entered:
             return
         self._gone = asyncio.get_running_loop().create_future()
         if self._won is not None and not self._won.done():
             self._won.cancel()
-        driver.act(lambda now: driver.node.withdraw(self._key, self._uid, now))
+        driver.act(decide)
         # Told at the latest when all promises have ended by themselves.
         await self._clock.wait_for(
             asyncio.shield(self._gone), self._clock.now() + self._backend.context.request_timeout
         )
-        self._lease = None
-        self._leading = False
+        self._lease = self._gone = None
+        self._entered = self._leading = False
 
     async def close(self) -> None:
         driver = self._driver

@@ -58,10 +58,11 @@ class Term(TermBase):
                     await _on_engine(self._candidate.core, self.candidacy.wait_over, self)
         return self.reason is not None
 
-    async def resign(self) -> bool:
+    async def resign(self, to: str | None = None) -> bool:
         """As `Candidate.resign`, but only ever this term; False when it was over already."""
-        core = self._candidate.core
-        return await _on_engine(core, self.candidacy.resign, inside.caller(self.candidacy), self)
+        successor = self._candidate._checked_successor(to)
+        core, caller = self._candidate.core, inside.caller(self.candidacy)
+        return await _on_engine(core, self.candidacy.resign, caller, self, successor)
 
     async def __aenter__(self) -> Self:
         try:
@@ -275,15 +276,17 @@ class Candidate(Campaigner):
             raise NotLeader(f"{self.id!r} does not lead {self.key!r}: campaign first")
         await _on_engine(self.core, candidacy.proclaim, data)
 
-    async def resign(self) -> bool:
+    async def resign(self, to: str | None = None) -> bool:
         """Give way but stay a candidate; see `leadership.Candidate.resign`.
 
         In a task of its own inside the leader's code it only requests, see `stop`.
         """
+        successor = self._checked_successor(to)
         candidacy = self._candidacy
         if candidacy is None or self.core.nothing_to_end():
             return False
-        return await _on_engine(self.core, candidacy.resign, inside.caller(candidacy))
+        caller = inside.caller(candidacy)
+        return await _on_engine(self.core, candidacy.resign, caller, None, successor)
 
 
 async def _joined(task: asyncio.Future[Any]) -> None:

@@ -13,12 +13,15 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .clock import Clock, SystemClock
 from .errors import NotSupported
 from .events import Event
 from .lease import Claim
+
+if TYPE_CHECKING:
+    from .contention import WaitingRoom
 
 
 class Capability(StrEnum):
@@ -40,6 +43,8 @@ class Capability(StrEnum):
     """Tokens grow from term to term, over restarts of the store too."""
     FIFO = "fifo"
     """Who waits longest leads next, and a change of leader wakes one waiter."""
+    HANDOVER = "handover"
+    """`resign(to=...)`: the leader names the one that leads next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +115,11 @@ class Contender(ABC):
     Attributes:
         on_answer: set by the caller, if at all: to be called in `campaign` each
             time that the store has answered and the wait for the lead goes on.
+        candidate_id: set by the caller; by it a leader may name who is next. May repeat.
     """
 
     on_answer: Callable[[], None] | None = None
+    candidate_id: str = ""
 
     @abstractmethod
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
@@ -149,6 +156,24 @@ class Contender(ABC):
             StoreUnavailable: the outcome is unknown; call again.
         """
 
+    async def find_successor(self, name: str) -> None:
+        """Return if a contender of that name, other than ours, is known to wait for the key.
+
+        Changes nothing. With `hand_over`, of backends with `Capability.HANDOVER`.
+
+        Raises:
+            NoSuccessor: none is, also not in the moment that news of one may take.
+        """
+        raise NotSupported("this backend's leaders cannot name who leads next: resign to anybody")
+
+    async def hand_over(self, name: str) -> None:
+        """As `leave`, and if a contender of that name still waits, it leads next and nobody else.
+
+        Raises:
+            StoreUnavailable: the outcome is unknown; call again.
+        """
+        raise NotSupported("this backend's leaders cannot name who leads next: resign to anybody")
+
     @abstractmethod
     async def close(self) -> None:
         """Give back the session (ended with its last user) and stop all watching.
@@ -176,12 +201,15 @@ class Backend(ABC):
         minimum_ttl: the shortest ttl, in seconds, that the store documents.
         maximum_value_size: bytes; larger values are refused before they are sent.
         conditions: what the fencing token's growth rests on, in words, or "".
+        waiting_room: for the default contenders of a store that is all in one process,
+            so that they can hand over; else None.
     """
 
     capabilities: ClassVar[frozenset[Capability]]
     minimum_ttl: float = 0.0
     maximum_value_size: ClassVar[float] = math.inf
     conditions: ClassVar[str] = ""
+    waiting_room: WaitingRoom | None = None
 
     def __init__(self, address: Address, context: Context) -> None:
         self.address = address

@@ -51,10 +51,11 @@ class Term(TermBase):
                 self._candidate.core.call_within(limit, self.candidacy.wait_over, self)
         return self.reason is not None
 
-    def resign(self) -> bool:
+    def resign(self, to: str | None = None) -> bool:
         """As `Candidate.resign`, but only ever this term; False when it was over already."""
+        successor = self._candidate._checked_successor(to)
         core = self._candidate.core
-        return core.call(self.candidacy.resign, inside.caller(self.candidacy), self)
+        return core.call(self.candidacy.resign, inside.caller(self.candidacy), self, successor)
 
     def __enter__(self) -> Term:
         try:
@@ -154,6 +155,12 @@ class CandidateBase(Generic[TermT]):
         """The term that we lead by, or the last one; None before the first."""
         candidacy = self._candidacy
         return None if candidacy is None else candidacy.term  # type: ignore[return-value]
+
+    def _checked_successor(self, to: str | None) -> str | None:
+        if to is None:
+            return None
+        self.core.need("resign(to=...)", Capability.HANDOVER)
+        return checked_id(to)
 
     def _make_term(
         self, candidacy: Candidacy, key: str, id: str, value: str, claim: Claim
@@ -388,7 +395,7 @@ class Candidate(Campaigner):
             raise NotLeader(f"{self.id!r} does not lead {self.key!r}: campaign first")
         self.core.call(candidacy.proclaim, data)
 
-    def resign(self) -> bool:
+    def resign(self, to: str | None = None) -> bool:
         """Give way but stay a candidate; False, and nothing is done, when we do not lead.
 
         From any thread. `is_leader()` is False before the request is sent.
@@ -398,11 +405,21 @@ class Candidate(Campaigner):
         by a function under `run`, by a signal's handler that interrupts the
         leader's code, or by a child task (or `asyncio.to_thread`) of that, it
         only requests, and returns.
+
+        Args:
+            to: the `id` of the candidate that is to lead next; of several with that
+                id, the one that waits longest as far as is known. If it is gone when
+                the key is released, any other may lead. None: whoever comes next.
+
+        Raises:
+            NotSupported: the backend cannot hand over to a named one; we lead on.
+            NoSuccessor: no candidate is known to wait under that id; we lead on.
         """
+        successor = self._checked_successor(to)
         candidacy = self._candidacy
         if candidacy is None or self.core.nothing_to_end():
             return False
-        return self.core.call(candidacy.resign, inside.caller(candidacy))
+        return self.core.call(candidacy.resign, inside.caller(candidacy), None, successor)
 
 
 class _Progress:

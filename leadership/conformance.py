@@ -17,6 +17,7 @@ from .conformance_backend import ContenderConformance, RawConformance
 from .conformance_election import (
     ClosingConformance,
     ElectionConformance,
+    HandoverConformance,
     LockConformance,
     QueueConformance,
 )
@@ -39,6 +40,7 @@ class BackendConformance(
     LockConformance,
     ElectionConformance,
     QueueConformance,
+    HandoverConformance,
     ClosingConformance,
     OutageConformance,
     ContenderConformance,

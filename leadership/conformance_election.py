@@ -13,6 +13,7 @@ from .conformance_store import Conformance, eventually
 from .errors import (
     AlreadyRunning,
     LeadershipLost,
+    NoSuccessor,
     NotLeader,
     NotSupported,
 )
@@ -380,6 +381,58 @@ class QueueConformance(Conformance):
                     won.result(self.patience)
                 candidate.stop()
         assert led == list(names)
+
+
+class HandoverConformance(Conformance):
+    needs = frozenset({Capability.ELECTION, Capability.HANDOVER})
+
+    def test_the_named_one_leads_and_not_who_waits_longer(
+        self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        key = f"{directory}/key"
+        leader, longer, named = (
+            Candidate(each, key, name, ttl=30)
+            for each, name in zip([store, other, store], "abc", strict=True)
+        )
+        for _ in range(3):
+            term = leader.campaign(timeout=self.patience)
+            waiting = threads.submit(longer.campaign)
+            self.until_waiting(longer)
+            won = threads.submit(named.campaign)
+            self.until_waiting(named)
+            assert eventually(lambda: resigned_to(leader, "c"), self.patience, "the wait of c")
+            assert not leader.is_leader()
+            assert won.result(self.patience).token > term.token
+            assert not longer.is_leader()
+            longer.stop()
+            with pytest.raises(NotLeader):
+                waiting.result(self.patience)
+            named.stop()
+
+    def test_where_nobody_waits_under_the_name_the_leader_leads_on(
+        self, store: Store, other: Store, directory: str, threads: ThreadPoolExecutor
+    ) -> None:
+        leader, waiting = (
+            Candidate(each, f"{directory}/key", name, ttl=30)
+            for each, name in zip([store, other], "ab", strict=True)
+        )
+        with leader.campaign(timeout=self.patience) as term:
+            campaign = threads.submit(waiting.campaign)
+            for nobody in ("c", "a"):
+                with pytest.raises(NoSuccessor, match=nobody):
+                    leader.resign(to=nobody)
+            assert term.is_valid()
+        assert campaign.result(self.patience).token > term.token
+        assert leader.resign(to="b") is False
+        waiting.stop()
+
+
+def resigned_to(leader: Candidate, name: str) -> bool:
+    """Whether the leader knew of that one, and handed over."""
+    try:
+        return leader.resign(to=name)
+    except NoSuccessor:
+        return False
 
 
 class ClosingConformance(Conformance):

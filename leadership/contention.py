@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator
 
 import msgspec
 
 from .backend import Backend, Contender, Entry, KVPair
-from .errors import KeyExists, KeyModified, NotLeader, StoreError, StoreUnavailable
+from .errors import KeyExists, KeyModified, NoSuccessor, NotLeader, StoreError, StoreUnavailable
 from .lease import Claim, Lease, claim
 
 DELETED = "the entry was deleted at the store"
@@ -59,6 +60,38 @@ async def observe_by_watch(backend: Backend, key: str) -> AsyncGenerator[Entry |
             first, last = False, entry
 
 
+class WaitingRoom:
+    """Who waits for each key of a store that is all in one process. Any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[str, list[CompareAndSwapContender]] = {}
+
+    @contextlib.contextmanager
+    def entered(self, key: str, contender: CompareAndSwapContender) -> Iterator[None]:
+        """The contender waits for the time of the block."""
+        with self._lock:
+            self._waiting.setdefault(key, []).append(contender)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting[key].remove(contender)
+                if not self._waiting[key]:
+                    del self._waiting[key]
+
+    def first(self, key: str, name: str) -> CompareAndSwapContender | None:
+        """Of those who wait under that name, the one that came first."""
+        with self._lock:
+            waiting = self._waiting.get(key, ())
+            return next((each for each in waiting if each.candidate_id == name), None)
+
+    def holds(self, key: str, contender: CompareAndSwapContender) -> bool:
+        """Whether the contender waits."""
+        with self._lock:
+            return contender in self._waiting.get(key, ())
+
+
 class CompareAndSwapContender(Contender):
     """Creates the key to win, rewrites it to renew, removes it to leave."""
 
@@ -85,6 +118,15 @@ class CompareAndSwapContender(Contender):
         if self._leaving:
             # Its term is over: the same entry must not begin another with the same token.
             await self.leave()
+        room = self._backend.waiting_room
+        if room is None:
+            return await self._contend(lost)
+        # Who hands over to us writes our entry for us.
+        self._choose_nonce()
+        with room.entered(self._key, self):
+            return await self._contend(lost)
+
+    async def _contend(self, lost: Callable[[str], None]) -> Claim:
         await self._give_others_a_chance()
         async with contextlib.aclosing(self._backend.watch(self._key)) as states:
             async for pair in states:
@@ -119,11 +161,7 @@ class CompareAndSwapContender(Contender):
                     return
 
     async def _create(self) -> tuple[KVPair, Envelope] | None:
-        if self._nonce is None:
-            self._nonce = f"{self._backend.context.random.getrandbits(64):016x}"
-        # Else the outcome of an earlier attempt is not known, and it may still
-        # arrive: by the same nonce whichever comes first is known as ours.
-        envelope = Envelope(self._value, self._nonce)
+        envelope = Envelope(self._value, self._choose_nonce())
         self._sent_at = self._clock.now()
         try:
             pair = await self._backend.atomic_put(
@@ -132,6 +170,13 @@ class CompareAndSwapContender(Contender):
         except KeyExists:
             return None
         return pair, envelope
+
+    def _choose_nonce(self) -> str:
+        if self._nonce is None:
+            self._nonce = f"{self._backend.context.random.getrandbits(64):016x}"
+        # Else the outcome of an earlier attempt is not known, and it may still
+        # arrive: by the same nonce whichever comes first is known as ours.
+        return self._nonce
 
     async def _lead(
         self, pair: KVPair, envelope: Envelope, lost: Callable[[str], None], sent_at: float
@@ -247,6 +292,38 @@ class CompareAndSwapContender(Contender):
             # We led, perhaps some failed attempts at leaving ago.
             self._yield_until = self._clock.now() + min(1.0, self._ttl / 4)
             self._pair = None
+
+    async def find_successor(self, name: str) -> None:
+        room = self._backend.waiting_room
+        if room is None:
+            await super().find_successor(name)
+        elif room.first(self._key, name) is None:
+            raise NoSuccessor(
+                f"nobody waits for {self._key!r} as {name!r}: name a candidate that does, "
+                "or resign to anybody"
+            )
+
+    async def hand_over(self, name: str) -> None:
+        room = self._backend.waiting_room
+        successor = None if room is None else room.first(self._key, name)
+        if room is not None and successor is not None:
+            await self._stop_tasks()
+            await self._write_for(successor, room)
+        await self.leave()
+
+    async def _write_for(self, successor: CompareAndSwapContender, room: WaitingRoom) -> None:
+        """Put the successor's entry in the place of ours; its watch shows it to it."""
+        present = await self._backend.get(self._key)
+        seen = unseal(present)
+        if present is None or seen is None or seen.nonce != self._nonce:
+            return
+        entry = msgspec.json.encode(Envelope(successor._value, successor._choose_nonce()))
+        with contextlib.suppress(KeyModified):
+            written = await self._backend.atomic_put(self._key, entry, present, successor._ttl)
+            # Who left the room before this look may not have seen the entry, and
+            # would not remove it; who leaves after it sees it.
+            if not room.holds(self._key, successor):
+                await self._backend.atomic_delete(self._key, written)
 
     async def close(self) -> None:
         await self._stop_tasks()

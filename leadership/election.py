@@ -112,6 +112,7 @@ class Candidacy:
         self._gone: weakref.ref[object] | None = None
         self._after = after
         self._failures = 0
+        self._successor: str | None = None
         self._watchdog: Timer | None = None
         self._works = Works()
         self._iterator_calls = 0
@@ -180,6 +181,8 @@ class Candidacy:
                 if self._stopping:
                     if self.error is not None:
                         raise self.error
+                    # Whoever goes on after its loop may count on the key being free.
+                    await self.gone()
                     return None
                 self._wanted.set()
                 await self._next_change()
@@ -237,12 +240,28 @@ class Candidacy:
         self._works.end_kind(Kind.FUNCTION)
         await self.resign(None, term)
 
-    async def resign(self, caller: Caller | None, term: TermBase | None = None) -> bool:
-        """Give way; True when we led. Returns when released, or when the deadline has passed."""
+    async def resign(
+        self, caller: Caller | None, term: TermBase | None = None, to: str | None = None
+    ) -> bool:
+        """Give way; True when we led. Returns when released, or when the deadline has passed.
+
+        Args:
+            to: the name of the candidate that is to lead next.
+
+        Raises:
+            NoSuccessor: nobody waits under that name; we lead on.
+        """
         mine = self.term if term is None else term
         if mine is None or mine is not self.term:
             return False
+        if to is not None and mine.is_valid() and self._contender is not None:
+            # While we lead: what is not possible is told before anything is given up.
+            await self._contender.find_successor(to)
+            if mine is not self.term:
+                return False
         led = mine.reason is None
+        if led:
+            self._successor = to
         self._end_term(mine, RESIGNED)
         if self._works.called_by(caller):
             return led
@@ -354,6 +373,7 @@ class Candidacy:
                 wish.key, wish.value, wish.ttl, wish.own_session
             )
             contender.on_answer = self._recovered
+            contender.candidate_id = wish.id
             while not self._stopping:
                 self._set_phase(Phase.IDLE)
                 await self._wanted.wait()
@@ -367,7 +387,7 @@ class Candidacy:
                 await asyncio.shield(term.over)
                 self._set_phase(Phase.RELEASING)
                 await self._join(term)
-                await self._let_go(contender)
+                await self._let_go(contender, self._successor)
                 self._core.emit(Released(wish.key, self._clock.now(), wish.id, term.token))
                 if not term.released.done():
                     term.released.set_result(None)
@@ -440,6 +460,7 @@ class Candidacy:
         term = self._make_term(self, self.wish.key, self.wish.id, value, claim)
         begun.append(term)
         self.term = term
+        self._successor = None
         self._core.emit(
             Elected(self.wish.key, self._clock.now(), self.wish.id, term.token, term.valid_until)
         )
@@ -486,10 +507,10 @@ class Candidacy:
         moment = min(0.1, self.wish.ttl / 20)
         self._clock.call_at(max(term.valid_until, self._clock.now()) + moment, report)
 
-    async def _let_go(self, contender: Contender) -> None:
+    async def _let_go(self, contender: Contender, successor: str | None = None) -> None:
         """Remove our entry, however long the store takes to confirm it."""
         await riding_out(
-            contender.leave,
+            contender.leave if successor is None else lambda: contender.hand_over(successor),
             retry=self.wish.retry or DEFAULT_RETRY,
             clock=self._clock,
             chance=self._core.context.random,

@@ -48,6 +48,10 @@ class LeadershipLost(NotLeader):
     """The term is over: stop what only a leader may do."""
 
 
+class NoSuccessor(LeadershipError):
+    """`resign(to=...)` names nobody who is known to wait: nothing was given up."""
+
+
 class LeaderUnknown(LeadershipError):
     """The store cannot be asked now, and nothing recent enough is known."""
 

@@ -26,7 +26,7 @@ from .store import StoreBase
 T = TypeVar("T")
 
 CALLS = ("get", "put", "delete", "list", "delete_tree", "atomic_put", "atomic_delete")
-_COPIED = ("capabilities", "minimum_ttl", "maximum_value_size", "conditions")
+_COPIED = ("capabilities", "minimum_ttl", "maximum_value_size", "conditions", "waiting_room")
 
 
 class FaultyBackend(Backend):

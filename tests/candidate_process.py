@@ -2,25 +2,36 @@
 
     python -m tests.candidate_process URL KEY ID TTL
 
-Orders, a line each: resign, stop, check. Every line out carries `at`, the
+Orders, a line each: resign, resign ID, check. Every line out carries `at`, the
 machine's CLOCK_BOOTTIME, which all processes share.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from leadership import Candidate, new_store
 from leadership.clock import SystemClock
-from leadership.events import Elected, Event, LeaseRenewed, Released, TermEnded
+from leadership.errors import NoSuccessor
+from leadership.events import (
+    Elected,
+    Event,
+    LeaseRenewed,
+    PeerReady,
+    PeerRefused,
+    Released,
+    TermEnded,
+)
 from tests.waiting import wait_until
 
 _CLOCK = SystemClock()
@@ -37,13 +48,20 @@ def _hook(event: Event) -> None:
         _say(type(event).__name__.lower(), token=event.token, when=event.at, reason=reason)
     elif isinstance(event, LeaseRenewed):
         _say("renewed", valid_until=event.valid_until)
+    elif isinstance(event, PeerReady):
+        _say("ready")
+    elif isinstance(event, PeerRefused):
+        _say("refused", sender=event.sender, reason=event.reason)
 
 
 def _obey(candidate: Candidate) -> None:
     for line in sys.stdin:
-        order = line.strip()
+        order, _, to = line.strip().partition(" ")
         if order == "resign":
-            _say("resigned", led=candidate.resign())
+            try:
+                _say("resigned", led=candidate.resign(to or None))
+            except NoSuccessor:
+                _say("refused")
         elif order == "check":
             term = candidate.term
             _say("checked", leader=candidate.is_leader(), token=term.token if term else None)
@@ -65,10 +83,13 @@ def main() -> None:
 class CandidateProcess:
     """The same, seen from the test: `wait(event)` for what it says, `order(line)` what it does."""
 
-    def __init__(self, url: str, key: str, name: str, ttl: float) -> None:
+    def __init__(
+        self, url: str, key: str, name: str, ttl: float, prefix: Sequence[str] = ()
+    ) -> None:
         self.name = name
+        program = [sys.executable, "-m", "tests.candidate_process"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.candidate_process", url, key, name, str(ttl)],
+            [*prefix, *program, url, key, name, str(ttl)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -97,10 +118,21 @@ class CandidateProcess:
                     f"{self.said[-10:]}"
                 ) from None
             assert line, f"{self.name} ended before it said {event} {fields}: {self.said[-10:]}"
-            said = json.loads(line)
-            self.said.append(said)
-            if said["event"] == event and all(said[name] == fields[name] for name in fields):
-                return dict(said)
+            if self._says(line, event, fields):
+                return self.said[-1]
+
+    def heard(self, event: str, **fields: Any) -> dict[str, Any] | None:
+        """As `wait`, but None where it has not said so yet."""
+        with contextlib.suppress(queue.Empty):
+            while line := self._lines.get_nowait():
+                if self._says(line, event, fields):
+                    return self.said[-1]
+        return None
+
+    def _says(self, line: str, event: str, fields: dict[str, Any]) -> bool:
+        said = json.loads(line)
+        self.said.append(said)
+        return said["event"] == event and all(said[name] == fields[name] for name in fields)
 
     def order(self, line: str) -> None:
         assert self.process.stdin is not None

@@ -12,6 +12,13 @@ import pytest
 from tests.servers.etcd import EtcdCluster, EtcdServer, installed_version
 from tests.servers.etcd_client import EtcdClient, ExternalEtcd
 from tests.servers.programs import ServerMissingError
+from tests.servers.zookeeper import (
+    ExternalZooKeeper,
+    ZooKeeperClient,
+    ZooKeeperEnsemble,
+    ZooKeeperServer,
+)
+from tests.servers.zookeeper import installed_version as installed_zookeeper
 
 pytest_plugins = ["pytester", "tests.etcd_elections"]
 
@@ -23,6 +30,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 MakeEtcd = Callable[..., EtcdServer]
+MakeZooKeeper = Callable[..., ZooKeeperServer]
 
 _BUILT_IN = frozenset({"memory", "peers"})
 _BACKEND_OF_FIXTURE = {
@@ -31,6 +39,14 @@ _BACKEND_OF_FIXTURE = {
     "etcd_server": "etcd",
     "etcd_cluster": "etcd",
     "make_etcd": "etcd",
+    "zookeeper": "zookeeper",
+    "zookeeper_server": "zookeeper",
+    "zookeeper_ensemble": "zookeeper",
+    "shared_ensemble": "zookeeper",
+    "cuttable_ensemble": "zookeeper",
+    "read_only_ensemble": "zookeeper",
+    "make_zookeeper": "zookeeper",
+    "own_server": "zookeeper",
 }
 
 _versions: dict[str, str] = {}
@@ -84,6 +100,91 @@ def _require_native_etcd() -> None:
         # Only who chose a server elsewhere, on their own machine, is let off.
         if os.environ.get("LEADERSHIP_TEST_ETCD") and not os.environ.get("CI"):
             pytest.skip(f"needs an etcd of its own to kill: {error}")
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def zookeeper() -> Iterator[ZooKeeperClient]:
+    """One ZooKeeper for the whole run, whose sessions may live 0.4 s; keys of your own, please.
+
+    LEADERSHIP_TEST_ZOOKEEPER=host:port names a running one to use instead.
+    """
+    external = os.environ.get("LEADERSHIP_TEST_ZOOKEEPER")
+    if external:
+        outside = ExternalZooKeeper(external)
+        _versions["zookeeper"] = outside.version
+        yield outside
+    else:
+        _require_native_zookeeper()
+        with ZooKeeperServer() as server:
+            yield server
+
+
+@contextlib.contextmanager
+def _zookeepers() -> Iterator[MakeZooKeeper]:
+    _require_native_zookeeper()
+    with contextlib.ExitStack() as servers:
+        yield lambda **options: servers.enter_context(ZooKeeperServer(**options))
+
+
+@pytest.fixture
+def make_zookeeper() -> Iterator[MakeZooKeeper]:
+    """``make_zookeeper(**options)`` starts a :class:`ZooKeeperServer`; they stop with the test."""
+    with _zookeepers() as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_own_zookeeper() -> Iterator[MakeZooKeeper]:
+    """:func:`make_zookeeper` for a whole file's tests."""
+    with _zookeepers() as make:
+        yield make
+
+
+@pytest.fixture
+def zookeeper_server(make_zookeeper: MakeZooKeeper) -> ZooKeeperServer:
+    """A ZooKeeper of the test's own, to kill, pause and restart."""
+    return make_zookeeper()
+
+
+@pytest.fixture(scope="session")
+def shared_ensemble() -> Iterator[ZooKeeperEnsemble]:
+    """Three ZooKeepers for the whole run, for tests that leave them be."""
+    _require_native_zookeeper()
+    with ZooKeeperEnsemble() as ensemble:
+        yield ensemble
+
+
+@pytest.fixture
+def zookeeper_ensemble() -> Iterator[ZooKeeperEnsemble]:
+    """Three ZooKeepers of the test's own."""
+    _require_native_zookeeper()
+    with ZooKeeperEnsemble() as ensemble:
+        yield ensemble
+
+
+@pytest.fixture
+def cuttable_ensemble() -> Iterator[ZooKeeperEnsemble]:
+    """Three whose followers can be cut from their leader, and go on answering for a while."""
+    _require_native_zookeeper()
+    with ZooKeeperEnsemble(cuttable=True) as ensemble:
+        yield ensemble
+
+
+@pytest.fixture
+def read_only_ensemble() -> Iterator[ZooKeeperEnsemble]:
+    """Three that answer reads when they are alone."""
+    _require_native_zookeeper()
+    with ZooKeeperEnsemble(read_only=True) as ensemble:
+        yield ensemble
+
+
+def _require_native_zookeeper() -> None:
+    try:
+        _versions["zookeeper"] = installed_zookeeper()
+    except ServerMissingError as error:
+        if os.environ.get("LEADERSHIP_TEST_ZOOKEEPER") and not os.environ.get("CI"):
+            pytest.skip(f"needs a ZooKeeper of its own to kill: {error}")
         pytest.fail(str(error), pytrace=False)
 
 

@@ -51,3 +51,12 @@ def footprint() -> Footprint:
     # An object in a reference cycle closes its socket only when it is collected.
     gc.collect()
     return Footprint(threads=dict(thread_names()), descriptors=dict(descriptors()))
+
+
+def no_more(now: Footprint, before: Footprint) -> bool:
+    """Whether `now` holds at most what `before` does, of each kind."""
+
+    def within(new: dict[str, int], old: dict[str, int]) -> bool:
+        return all(count <= old.get(kind, 0) for kind, count in new.items())
+
+    return within(now.threads, before.threads) and within(now.descriptors, before.descriptors)

@@ -226,7 +226,7 @@ class Faults:
             for machine in world.machines.values():
                 if key in machine.terms:
                     others = [name for name in world.machines if name != machine.id]
-                    to = self.random.choice([None, self.random.choice(others), machine.id])
+                    to = self.random.choice([None, "", self.random.choice(others), machine.id])
                     world.resign(machine, key, to)
                     break
         else:

@@ -19,6 +19,7 @@ from leadership.testing import BackendConformance, Cuttable, FaultyBackend
 from .peers_cluster import PeersCluster, backend_of, cut_off, running
 from .servers.etcd_client import EtcdClient
 from .servers.fault_proxy import FaultProxy, Mode
+from .servers.zookeeper import ZooKeeperClient, ZooKeeperEnsemble
 
 
 @pytest.mark.backend("memory")
@@ -60,6 +61,50 @@ class TestEtcd(BackendConformance):
             proxy.set(Mode.PASS)
 
         return new_store(f"etcd://{proxy.endpoint}"), cut_off
+
+
+class OnZooKeeper(BackendConformance):
+    __test__ = False
+    ttl = 1.2
+    url: str
+
+    @pytest.fixture(autouse=True)
+    def _proxies(self) -> Iterator[None]:
+        with contextlib.ExitStack() as self.proxies:
+            yield
+
+    def make_store(self) -> Store:
+        return new_store(self.url)
+
+    def make_cuttable_store(self) -> Cuttable:
+        # Through one server of the ensemble only: else the client goes on to the next.
+        host, _, port = self.url.partition("://")[2].partition(",")[0].rpartition(":")
+        proxy = self.proxies.enter_context(FaultProxy(int(port), host))
+
+        @contextlib.contextmanager
+        def cut_off() -> Iterator[None]:
+            proxy.set(Mode.RESET)
+            yield
+            proxy.set(Mode.PASS)
+
+        return new_store(f"zookeeper://{proxy.endpoint}"), cut_off
+
+
+class TestZooKeeper(OnZooKeeper):
+    __test__ = True
+
+    @pytest.fixture(autouse=True)
+    def _server(self, zookeeper: ZooKeeperClient) -> None:
+        self.url = zookeeper.url
+
+
+@pytest.mark.long
+class TestZooKeeperEnsemble(OnZooKeeper):
+    __test__ = True
+
+    @pytest.fixture(autouse=True)
+    def _server(self, shared_ensemble: ZooKeeperEnsemble) -> None:
+        self.url = shared_ensemble.url
 
 
 @pytest.fixture(scope="module")

@@ -115,10 +115,11 @@ def test_a_campaign_ends_at_its_time_limit_though_the_server_does_not_answer(
 def test_a_command_whose_entry_was_deleted_is_killed_without_its_grace(
     etcd: EtcdClient, key: str
 ) -> None:
-    deaf = ("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+    deaf = ("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
     options = ("run", "--store", etcd.url, "--key", key, "--id", "a", "--ttl", "60", "--json")
     with Command(*options, "--once", "--grace", "20", "--", *deaf) as running:
         running.wait_for("started")
+        assert running.line() == "ready"
         (entry,) = entries(etcd, key)
         etcd.ctl("del", entry)
         stopping = running.wait_for("stopping")

@@ -20,8 +20,9 @@ import pytest
 from leadership import Candidate, Store, Term, aio, new_store
 from leadership.candidate import Campaigner
 from leadership.election import Candidacy
-from leadership.errors import AlreadyRunning, LeadershipError
+from leadership.errors import AlreadyRunning, LeadershipError, StoreUnavailable
 from leadership.events import Event, WorkOverran
+from leadership.faults import FaultyBackend
 
 from .waiting import async_wait_until, wait_until
 
@@ -200,6 +201,18 @@ def test_a_signal_handler_that_stops_does_not_release_under_the_body() -> None:
             finally:
                 signal.signal(signal.SIGTERM, before)
             assert free(other)
+
+
+def test_a_loop_that_was_stopped_in_its_body_ends_when_the_key_is_free(store: Store) -> None:
+    candidate = Candidate(store, KEY, "a", ttl=60)
+    faults = FaultyBackend.under(store)
+    for elected in candidate.run_for_election():
+        if elected:
+            # The release needs a second request, a while after the first.
+            faults.refuse("atomic_delete", StoreUnavailable("for the test"))
+            threading.Thread(target=candidate.stop).start()
+            wait_until(lambda: not candidate.is_leader(), 10, "the stop")
+    assert free(store)
 
 
 def test_a_block_inside_a_function_does_not_end_the_function(store: Store) -> None:

@@ -31,14 +31,15 @@ LIMITS = Limits(body=1000, connections=4, slowest=0.5)
 
 
 async def echo(asked: Asked) -> Answer:
-    return Answer(200, asked.body, {"X-Path": asked.path, "X-Query": asked.query})
+    return Answer(200, await asked.read(), {"X-Path": asked.path, "X-Query": asked.query})
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    handler: Handler = echo, limits: Limits = LIMITS
+    handler: Handler = echo, limits: Limits = LIMITS, told: list[str] | None = None
 ) -> AsyncIterator[tuple[Server, str]]:
-    server = Server(handler, SystemClock(), limits)
+    heard = [] if told is None else told
+    server = Server(handler, SystemClock(), limits, None, lambda of, why: heard.append(why))
     address = f"127.0.0.1:{free_port()}"
     await server.start(address)
     try:
@@ -252,3 +253,38 @@ async def test_a_connection_that_arrives_while_the_server_closes_is_closed(turns
                 with contextlib.suppress(ConnectionResetError):
                     assert await loop.sock_recv(client, 1) == b""
         assert server.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"\x16\x03\x01\x02\x00garbage\r\n\r\n", "it is no HTTP request"),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 3000 + b"\r\n\r\n", "its head is too long"),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n", "its body is too long"),
+        (b"POST / HTTP/1.1\r\nX-A:", "it sent no whole request in time"),
+    ],
+    ids=["garbage", "head", "body", "slow"],
+)
+@on_a_loop
+async def test_whatever_is_refused_is_told(sent: bytes, reason: str) -> None:
+    told: list[str] = []
+    async with serving(told=told) as (_, address):
+        reader, writer = await raw(address)
+        writer.write(sent)
+        assert await is_closed_by_the_server(reader)
+        writer.close()
+    assert told == [reason]
+
+
+@on_a_loop
+async def test_all_bodies_together_are_bounded() -> None:
+    limits = Limits(body=1000, bodies=1500, slowest=5)
+    told: list[str] = []
+    async with serving(limits=limits, told=told) as (_, address):
+        several = [await raw(address) for _ in range(3)]
+        for _, writer in several:
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n" + bytes(900))
+        await async_wait_until(lambda: told, what="one too many")
+        for _, writer in several:
+            writer.transport.abort()
+    assert told[0] == "its body is too long"

@@ -15,7 +15,8 @@ PATH, BODY = "/leadership", b"content"
 def opened(
     receiver: Seals, headers: dict[str, str], body: bytes = BODY, path: str = PATH
 ) -> tuple[Node, int]:
-    sealed = receiver.open_request(headers, path, body, MEMBERS)
+    sealed = receiver.open_request(headers, path, MEMBERS)
+    sealed.check(body)
     return sealed.sender, sealed.number
 
 
@@ -38,11 +39,25 @@ def test_each_altered_part_is_refused() -> None:
         with pytest.raises(Refused):
             opened(receiver, {key: value for key, value in headers.items() if key != name})
     with pytest.raises(Refused):
-        opened(receiver, headers, body=BODY + b" ")
-    with pytest.raises(Refused):
         opened(receiver, headers, path="/other")
     # None of these has used up the number of the genuine one.
     assert opened(receiver, headers)[0] == A
+    headers, _ = sender.request(B, PATH, BODY)
+    with pytest.raises(Refused, match="not the one that was sealed"):
+        opened(receiver, headers, body=BODY + b" ")
+
+
+def test_what_an_old_process_sent_is_not_new_again_after_many_restarts() -> None:
+    receiver = Seals(B, SECRET)
+    recorded = []
+    for run in range(1, 10):
+        headers, _ = Seals(Node("a:1", run), SECRET).request(B, PATH, BODY)
+        opened(receiver, headers)
+        recorded.append(headers)
+    # Nor can a recording push out what the present process sent.
+    for headers in [*recorded, *recorded]:
+        with pytest.raises(Refused, match=r"seen before|earlier process"):
+            opened(receiver, headers)
 
 
 def test_without_the_secret_nothing_is_believed() -> None:
@@ -122,7 +137,7 @@ def test_strangers_and_other_receivers_are_refused() -> None:
 
 def test_another_wire_version_is_refused() -> None:
     headers, _ = Seals(A).request(B, PATH, BODY)
-    with pytest.raises(Refused, match="wire version 9"):
+    with pytest.raises(Refused, match="wire version"):
         opened(Seals(B), {**headers, "Leadership-Wire": "9"})
 
 
@@ -133,7 +148,7 @@ def test_an_answer_to_another_request_is_refused() -> None:
     answer = receiver.answer(first, PATH, b"yes")
     with pytest.raises(Refused, match="another request"):
         sender.open_answer(answer, PATH, b"yes", B, two)
-    with pytest.raises(Refused, match="not sealed"):
+    with pytest.raises(Refused, match="not the one that was sealed"):
         sender.open_answer(answer, PATH, b"no!", B, one)
     with pytest.raises(Refused, match="another node"):
         sender.open_answer(other.answer(first, PATH, b"yes"), PATH, b"yes", B, one)

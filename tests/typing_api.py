@@ -95,6 +95,7 @@ def candidates(store: Store) -> None:
     assert_type(candidate.proclaim("elsewhere"), None)
     assert_type(candidate.proclaim(b"elsewhere"), None)
     assert_type(candidate.resign(), bool)
+    assert_type(candidate.resign(to="b"), bool)
     assert_type(candidate.stop(), None)
     assert_type(candidate.close(), None)
     with candidate as same:
@@ -185,6 +186,7 @@ async def async_candidates(store: aio.Store) -> None:
     assert_type(candidate.is_leader(), bool)
     await candidate.proclaim("elsewhere")
     assert_type(await candidate.resign(), bool)
+    assert_type(await candidate.resign(to="b"), bool)
     await candidate.stop()
     await candidate.close()
     async with candidate as same:

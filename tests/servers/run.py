@@ -17,6 +17,7 @@ from types import FrameType
 
 from tests.servers.etcd import EtcdServer
 from tests.servers.etcd_client import ExternalEtcd
+from tests.servers.zookeeper import zookeeper_url
 
 
 @contextlib.contextmanager
@@ -29,7 +30,7 @@ def etcd_url(fast: bool) -> Iterator[str]:
             yield server.url
 
 
-SERVERS = {"etcd": etcd_url}
+SERVERS = {"etcd": etcd_url, "zookeeper": zookeeper_url}
 
 
 def run(command: Sequence[str], url: str) -> int:

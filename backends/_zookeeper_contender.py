@@ -1,0 +1,384 @@
+"""One contender on ZooKeeper: its entry, its place in the queue, and the proof that it leads.
+
+The entry is an ephemeral sequential node below the election's key. The first
+one leads, and each other watches only the one before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kazoo.exceptions import NoChildrenForEphemeralsError, NoNodeError
+
+from ..backend import Contender
+from ..errors import NotLeader, SessionLost, StoreError, StoreUnavailable
+from ..lease import Claim, claim
+from ..session import Slot
+from ._zookeeper_connection import Connection
+from ._zookeeper_observation import contenders_of
+from ._zookeeper_session import ZooKeeperSession
+from ._zookeeper_tree import children_of, data_of, fresh, make_parents, stat_of
+
+if TYPE_CHECKING:
+    from ._zookeeper_election import Election
+
+DELETED = "the entry was deleted at the store"
+
+
+class ZooKeeperContender(Contender):
+    """One candidate's entry in one election."""
+
+    def __init__(
+        self, election: Election, key: str, value: bytes, ttl: float, own_session: bool
+    ) -> None:
+        self._election = election
+        self.key = key
+        self._directory = election.settings.path_of(key)
+        self._value = value
+        # Sequential nodes tell two contenders of one session apart, so one key's may share it.
+        self._user = f"{key}#{next(election.numbers)}"
+        self._slot: Slot[ZooKeeperSession] = election.sessions.reserve(self._user, ttl, own_session)
+        self._session: ZooKeeperSession | None = None
+        # Our entry's name, and its czxid; "" while none is known to stand.
+        self._name = ""
+        self._token = 0
+        # What the name of an entry begins with that may stand without our having seen it.
+        self._attempt = ""
+        # Whether a quorum has seen it just now, by making it.
+        self._just_made = False
+        self._entering: asyncio.Future[None] | None = None
+        # Whether the watch on our entry is set at the server.
+        self._guarded = False
+        self._unguard: Callable[[], None] = lambda: None
+        # Whether a removal was asked for, and not confirmed: it may come late.
+        self._leaving = False
+        self._wake: asyncio.Future[StoreError | None] | None = None
+        self._lost: Callable[[str], None] | None = None
+        self._told: str | None = None
+        self._closed = False
+
+    # --- to win ---
+
+    async def campaign(self, lost: Callable[[str], None]) -> Claim:
+        if self._leaving:
+            # An entry that a delayed removal may still take must not lead.
+            await self.leave()
+        self._lost = None
+        while True:
+            session = await self._slot.session()
+            try:
+                won = await self._campaign_on(session)
+            except SessionLost as error:
+                session.lose(str(error))
+                self._forget()
+                continue
+            if won is not None:
+                self._lost = lost
+                return won
+
+    async def _campaign_on(self, session: ZooKeeperSession) -> Claim | None:
+        """Wait for the lead with one entry; None when that was lost: a new one is needed."""
+        if session is not self._session:
+            # What hung on the old session went with it, seen or not.
+            await self._entered()
+            self._forget()
+            self._session = session
+        self._just_made = False
+        if not self._name or self._entering is not None:
+            await self._enter(session)
+        session.holders.add(self)
+        if not self._guarded:
+            await self._guard(session)
+        connection = session.connection
+        while True:
+            # Before the read, so that what happens after it is not missed.
+            woken = self._wake = asyncio.get_running_loop().create_future()
+            if self._told is not None or session.lease.ended is not None:
+                break
+            before = await self._look(connection)
+            if self._told is not None:
+                break
+            if self.on_answer is not None:
+                self.on_answer()
+            if before is None:
+                if not self._just_made and not await self._stands(connection):
+                    break
+                if session.lease.is_valid():
+                    return claim(self._token, session.lease)
+                self._just_made = False
+                await self._until_confirmed(session, woken)
+                continue
+            self._just_made = False
+            path = f"{self._directory}/{before}"
+            cancel = connection.watches.subscribe(path, self._look_again)
+            try:
+                # Reading leaves no watch where there is nothing, as asking for existence would.
+                await connection.request(
+                    data_of(path, connection.watches.fired),
+                    NoNodeError,
+                    repeatable=True,
+                )
+                _raise(await woken)
+            except NoNodeError:
+                continue
+            finally:
+                cancel()
+        self._forget()
+        return None
+
+    async def _enter(self, session: ZooKeeperSession) -> None:
+        """Make our entry, unless an earlier attempt of unknown outcome already did."""
+        if self._entering is None:
+            self._entering = asyncio.ensure_future(self._make(session))
+            # Who asked may be gone before it ends: then nobody else takes its exception.
+            self._entering.add_done_callback(lambda made: made.cancelled() or made.exception())
+        # Cancelling us must not leave a write under way whose outcome nobody
+        # waits for: `leave` does.
+        entering = self._entering
+        try:
+            await asyncio.shield(entering)
+        finally:
+            if entering.done():
+                self._entering = None
+
+    async def _entered(self) -> None:
+        """Wait for a write that is under way, whatever comes of it; its deadline bounds that."""
+        entering = self._entering
+        if entering is not None:
+            await asyncio.wait([entering])
+            self._entering = None
+
+    async def _make(self, session: ZooKeeperSession) -> None:
+        connection = session.connection
+        if self._attempt:
+            await self._find(session)
+            if self._name:
+                return
+        chance = self._election.context.random.getrandbits(64)
+        self._attempt = self._election.names.unique(session.id, chance)
+        path = f"{self._directory}/{self._attempt}"
+        while True:
+            try:
+                made, stat = await connection.request(
+                    lambda client: client.create_async(
+                        path, self._value, ephemeral=True, sequence=True, include_data=True
+                    ),
+                    NoNodeError,
+                    NoChildrenForEphemeralsError,
+                )
+            except NoNodeError:
+                await make_parents(connection, path)
+                continue
+            except NoChildrenForEphemeralsError:
+                raise StoreError(
+                    f"{self.key!r} is a key with a ttl, and ZooKeeper lets nothing stand below "
+                    "one: campaign at another key"
+                ) from None
+            self._name, self._token = made.rpartition("/")[2], stat.czxid
+            self._just_made = True
+            return
+
+    async def _find(self, session: ZooKeeperSession) -> None:
+        """See what became of a create whose answer never came.
+
+        The session's requests are done in their order, over reconnects too. So
+        what is not there now, before the eyes of the leader, never will be.
+        """
+        connection = session.connection
+        with contextlib.suppress(NoNodeError):
+            children = await connection.request(
+                fresh(self._directory, children_of(self._directory)),
+                NoNodeError,
+                repeatable=True,
+            )
+            for child in children:
+                if not child.startswith(self._attempt):
+                    continue
+                path = f"{self._directory}/{child}"
+                stat = await connection.request(stat_of(path), repeatable=True)
+                # A node of an older session goes with that, whatever its name is.
+                if stat is not None and stat.ephemeralOwner == session.id:
+                    self._name, self._token = child, stat.czxid
+                    return
+
+    async def _look(self, connection: Connection) -> str | None:
+        """Who is next before us, or None when we are first."""
+        try:
+            contenders = await contenders_of(connection, self._directory, self._election.names)
+        except NoNodeError:
+            contenders = []
+        if self._name not in contenders:
+            self.entry_gone(DELETED)
+            return None
+        position = contenders.index(self._name)
+        return contenders[position - 1] if position else None
+
+    async def _stands(self, connection: Connection) -> bool:
+        """The proof after the wait: a quorum has just seen our entry.
+
+        A check alone goes the way of a write, and wakes nobody.
+        """
+
+        def ask(client: Any) -> Any:
+            transaction = client.transaction()
+            transaction.check(f"{self._directory}/{self._name}", -1)
+            return transaction.commit_async()
+
+        try:
+            (seen,) = await connection.request(ask, NoNodeError, repeatable=True)
+        except NoNodeError as error:
+            seen = error
+        if seen is not True:
+            self.entry_gone(DELETED)
+        return seen is True
+
+    async def _until_confirmed(
+        self, session: ZooKeeperSession, woken: asyncio.Future[StoreError | None]
+    ) -> None:
+        """We are first, but the lease may have lapsed: only its next proof makes us leader."""
+        confirmed: asyncio.Future[Any] = asyncio.ensure_future(session.confirmed.wait())
+        try:
+            await asyncio.wait({confirmed, woken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            confirmed.cancel()
+        if woken.done():
+            _raise(woken.result())
+
+    # --- what the watches tell ---
+
+    async def _guard(self, session: ZooKeeperSession) -> None:
+        """Watch our entry, and see whether it is still there."""
+        name, connection = self._name, session.connection
+        path = f"{self._directory}/{name}"
+        self._unguard()
+        self._unguard = connection.watches.subscribe(path, lambda: self._own_changed(session))
+        # From here on, for the watch may fire before we go on after the answer.
+        self._guarded = True
+        try:
+            stat = await connection.request(
+                stat_of(path, connection.watches.fired), repeatable=True
+            )
+        except BaseException:
+            if name == self._name:
+                self._guarded = False
+            raise
+        if stat is None and name == self._name:
+            self.entry_gone(DELETED)
+
+    def _own_changed(self, session: ZooKeeperSession) -> None:
+        self._guarded = False
+        if self._name and self._told is None:
+            self._election.spawn(self._guard_anew(session, self._name))
+
+    async def _guard_anew(self, session: ZooKeeperSession, name: str) -> None:
+        while name == self._name and self._told is None and not self._guarded:
+            try:
+                await session.connection.connected()
+                if name == self._name:
+                    await self._guard(session)
+            except SessionLost as error:
+                session.lose(str(error))
+            except StoreError:
+                await self._election.context.clock.sleep(min(1.0, session.timeout / 10))
+                continue
+            return
+
+    def cut_off(self, error: StoreUnavailable) -> None:
+        """The session is out of the store's reach: whoever waits decides what to do about it."""
+        self._look_again(error)
+
+    def _look_again(self, error: StoreError | None = None) -> None:
+        """Wake who waits, to look, or to raise an error; its entry keeps its place."""
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(error)
+
+    def entry_gone(self, reason: str) -> None:
+        """The store says that our entry is over; told once."""
+        if self._told is not None:
+            return
+        self._told = reason
+        self._look_again()
+        if self._lost is not None:
+            lost, self._lost = self._lost, None
+            lost(reason)
+
+    # --- as leader, and after ---
+
+    async def proclaim(self, value: bytes) -> None:
+        session, name = self._session, self._name
+        if session is None or not name or self._told is not None:
+            raise NotLeader(f"our entry for {self.key!r} is gone; campaign again")
+        path = f"{self._directory}/{name}"
+        try:
+            await session.connection.request(
+                lambda client: client.set_async(path, value), NoNodeError
+            )
+        except NoNodeError:
+            self.entry_gone(DELETED)
+        except SessionLost as error:
+            session.lose(str(error))
+        if self._told is not None:
+            raise NotLeader(f"our entry for {self.key!r} is gone; campaign again")
+        self._value = value
+
+    async def leave(self) -> None:
+        self._lost = None
+        await self._entered()
+        session = self._session
+        if session is not None and session.lease.ended is None:
+            self._leaving = True
+            try:
+                await self._remove(session)
+            except SessionLost as error:
+                session.lose(str(error))
+        self._forget()
+
+    async def _remove(self, session: ZooKeeperSession) -> None:
+        if self._attempt and not self._name:
+            await self._find(session)
+        if self._name:
+            path = f"{self._directory}/{self._name}"
+            with contextlib.suppress(NoNodeError):
+                await session.connection.request(
+                    lambda client: client.delete_async(path), NoNodeError, repeatable=True
+                )
+
+    def _forget(self) -> None:
+        """No entry of ours is known to stand any more."""
+        self._unguard()
+        self._unguard = lambda: None
+        if self._session is not None:
+            self._session.holders.discard(self)
+        self._guarded = self._just_made = self._leaving = False
+        self._name = self._attempt = ""
+        self._token = 0
+        self._told = None
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        session = self._session
+        left_over = bool(self._attempt) or self._entering is not None
+        if session is not None and left_over and session.lease.ended is None:
+            # `leave` was given up, and others may keep the session alive: what
+            # stands on it would block the election.
+            self._election.spawn(self._leave_later(session))
+        await self._election.sessions.give_back(self._slot, self._user)
+
+    async def _leave_later(self, session: ZooKeeperSession) -> None:
+        while session.lease.ended is None:
+            try:
+                await self.leave()
+            except StoreError:
+                await self._election.context.clock.sleep(min(1.0, session.timeout / 10))
+            else:
+                return
+
+
+def _raise(error: StoreError | None) -> None:
+    if error is not None:
+        raise error

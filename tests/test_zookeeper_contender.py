@@ -1,0 +1,348 @@
+"""One contender on ZooKeeper and its session, in the moments that are seldom met."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kazoo.client import KazooClient
+from kazoo.protocol.states import KazooState, KeeperState
+
+from leadership.backend import Context
+from leadership.backends._zookeeper_connection import Connection
+from leadership.backends._zookeeper_connection import opened as opened_connection
+from leadership.backends._zookeeper_session import ZooKeeperSession
+from leadership.clock import ManualClock
+from leadership.errors import HandleClosed, StoreUnavailable
+
+from .etcd_elections import CLOCK
+from .loops import on_a_loop
+from .servers.fault_proxy import FaultProxy, Mode
+from .servers.zookeeper import ZooKeeperClient, ZooKeeperServer
+from .waiting import async_wait_until
+from .zookeeper_elections import contender, entries, expire, opened, win
+
+
+@pytest.fixture
+def client(zookeeper: ZooKeeperClient) -> Iterator[KazooClient]:
+    with zookeeper.client() as started:
+        yield started
+
+
+class TestTheEntry:
+    @on_a_loop
+    async def test_a_deletion_just_after_the_guard_was_set_is_told(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            part = contender(backend, key)
+            _, lost = await win(part)
+            connection = part._session.connection
+            path, request = f"/{key}/{part._name}", connection.request
+            deleted = False
+
+            async def delete_meanwhile(ask: Any, *expected: Any, **more: Any) -> Any:
+                nonlocal deleted
+                answer = await request(ask, *expected, **more)
+                if not deleted and path in connection.watches._told:
+                    deleted = True
+                    await asyncio.to_thread(client.delete, path)
+                    await async_wait_until(
+                        lambda: path not in connection.watches._told or lost, what="its watch"
+                    )
+                return answer
+
+            connection.request = delete_meanwhile
+            # Somebody else's write uses the watch up: it is set anew.
+            await asyncio.to_thread(client.set, path, b"b")
+            await async_wait_until(lambda: lost, what="the loss")
+            await part.leave()
+            await part.close()
+
+    @on_a_loop
+    async def test_an_entry_whose_removal_was_begun_never_leads_again(
+        self, zookeeper: ZooKeeperClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            part = contender(backend, key)
+            first, _ = await win(part)
+            connection = part._session.connection
+            request = connection.request
+
+            async def fail(*_: Any, **more: Any) -> Any:
+                raise StoreUnavailable("for the test")
+
+            connection.request = fail
+            with pytest.raises(StoreUnavailable):
+                await part.leave()
+            with pytest.raises(StoreUnavailable):
+                await win(part)
+            connection.request = request
+            second, _ = await win(part)
+            assert second.token > first.token
+            await part.leave()
+            await part.close()
+
+    @on_a_loop
+    async def test_an_entry_made_after_its_campaign_was_cancelled_counts_once(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            part = contender(backend, key)
+            await part._slot.session()
+            campaign = asyncio.ensure_future(win(part))
+            await asyncio.sleep(0)
+            assert part._entering is not None, "the write is not under way"
+            campaign.cancel()
+            await async_wait_until(lambda: part._name, what="its end")
+            first, lost = await win(part)
+            await asyncio.to_thread(client.delete, f"/{key}/{part._name}")
+            await async_wait_until(lambda: lost, what="the loss")
+            second, _ = await win(part)
+            assert second.token > first.token
+            assert len(await asyncio.to_thread(entries, client, key)) == 1
+            await part.leave()
+            await part.close()
+
+    @on_a_loop
+    async def test_closing_at_any_moment_leaves_no_entry_on_a_session_that_lives_on(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            keeper = contender(backend, f"{key}-keeper")
+            await win(keeper)
+            for steps in range(40):
+                part = contender(backend, key)
+                campaign = asyncio.ensure_future(win(part))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                campaign.cancel()
+                await asyncio.wait([campaign])
+                # As when the store closes, and nobody can wait for `leave`.
+                await part.close()
+            last = contender(backend, key)
+            # It waits for those of them that stand, for as long as they do.
+            await win(last)
+            await async_wait_until(
+                lambda: not backend._election._tasks, what="the ends of the removals"
+            )
+            assert await asyncio.to_thread(entries, client, key) == [last._name]
+            for each in (last, keeper):
+                await each.leave()
+                await each.close()
+
+
+class TestWaiting:
+    @on_a_loop
+    async def test_a_session_that_is_not_proved_is_told_once_and_the_entry_keeps_its_place(
+        self, zookeeper: ZooKeeperClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend, opened(zookeeper) as other:
+            leader, second, third = (
+                contender(each, key, ttl=2) for each in (other, backend, other)
+            )
+            await win(leader)
+            answers: list[None] = []
+            second.on_answer = lambda: answers.append(None)
+            waiting = asyncio.ensure_future(win(second))
+            await async_wait_until(lambda: answers, what="the first answer")
+            behind = asyncio.ensure_future(win(third))
+            await async_wait_until(lambda: third._name, what="the third entry")
+            session, token = second._session, second._token
+            prove = session._prove
+
+            async def fail() -> None:
+                raise StoreUnavailable("for the test")
+
+            # As by a server that answers reads and commits nothing.
+            session._prove = fail
+            with pytest.raises(StoreUnavailable, match="not confirmed: for the test"):
+                await waiting
+            again = asyncio.ensure_future(win(second))
+            await async_wait_until(lambda: session._failures > 5, what="more failures")
+            assert not again.done(), "the same outage was told twice"
+            assert answers == [None, None], "it did not say that the store answers again"
+            session._prove = prove
+            await leader.leave()
+            claim, _ = await again
+            assert claim.token == second._token == token
+            assert not behind.done()
+            await second.leave()
+            await behind
+            await third.leave()
+            for each in (leader, second, third):
+                await each.close()
+
+    @on_a_loop
+    async def test_who_is_first_with_a_lapsed_lease_is_told_of_the_outage_too(
+        self, zookeeper: ZooKeeperClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            keeper = contender(backend, f"{key}-keeper", ttl=2)
+            await win(keeper)
+            session = keeper._session
+
+            async def fail() -> None:
+                raise StoreUnavailable("for the test")
+
+            session._prove = fail
+            await async_wait_until(lambda: not session.lease.is_valid(), what="the lapse")
+            session._failures = 0
+            part = contender(backend, key, ttl=2)
+            with pytest.raises(StoreUnavailable, match="not confirmed: for the test"):
+                await win(part)
+            for each in (part, keeper):
+                await each.leave()
+                await each.close()
+
+
+class TestTheSession:
+    def session(self, clock: ManualClock, **more: Any) -> ZooKeeperSession:
+        connection: Any = SimpleNamespace(
+            id=1, timeout=4.0, lost=None, opened_at=clock.now(), on_lost=None
+        )
+        context = Context(clock=clock, max_clock_drift=0.01)
+        return ZooKeeperSession(connection, context, "/sessions", **{"standalone": False, **more})
+
+    def test_half_of_the_timeout_is_trusted_at_the_usual_pace(self) -> None:
+        clock = ManualClock()
+        session = self.session(clock)
+        for _ in range(20):
+            session._confirm(clock.now())
+            assert session.lease.valid_until == pytest.approx(clock.now() + 2 * 0.99 - 0.1)
+            clock.advance(0.4)
+
+    def test_after_a_silence_the_ensembles_leader_may_only_have_heard_of_us_before_it(
+        self,
+    ) -> None:
+        clock = ManualClock()
+        session = self.session(clock)
+        session._confirm(clock.now())
+        heard_at = clock.now()
+        # We slept. The follower that takes our write passes on that we are
+        # there only with its next beat, and is cut off before that.
+        clock.advance(3.5)
+        session._confirm(clock.now())
+        assert session.lease.valid_until <= heard_at + 4
+        clock.advance(0.4)
+        session._confirm(clock.now())
+        assert session.lease.valid_until <= heard_at + 4
+        clock.advance(0.7)
+        session._confirm(clock.now())
+        assert session.lease.valid_until > clock.now() + 1.8
+
+    def test_a_new_connection_is_news_of_us_to_the_ensembles_leader(self) -> None:
+        clock = ManualClock()
+        session = self.session(clock)
+        session._confirm(clock.now())
+        clock.advance(3.5)
+        session.connection.opened_at = clock.now()
+        session._confirm(clock.now())
+        assert session.lease.valid_until > clock.now() + 1.8
+
+    def test_one_server_alone_has_heard_of_us_with_each_write(self) -> None:
+        clock = ManualClock()
+        session = self.session(clock, standalone=True)
+        session._confirm(clock.now())
+        clock.advance(3.5)
+        session._confirm(clock.now())
+        assert session.lease.valid_until > clock.now() + 3.8
+
+
+class TestTheConnection:
+    @on_a_loop
+    async def test_a_server_that_takes_connections_and_never_answers_is_left_for_the_next(
+        self, zookeeper: ZooKeeperClient
+    ) -> None:
+        (other,) = zookeeper.endpoints
+        with FaultProxy(int(other.rpartition(":")[2])) as relay:
+            relay.set(Mode.STALL)
+            async with opened(zookeeper) as backend:
+                settings = dataclasses.replace(backend._settings, servers=(relay.endpoint, other))
+                # kazoo by itself would wait for half of this.
+                connection = await opened_connection(settings, backend.context, 30)
+                await connection.close()
+
+    @on_a_loop
+    async def test_a_server_that_grants_less_at_a_reconnect_ends_the_session(
+        self, zookeeper: ZooKeeperClient
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            connection = Connection(backend._settings, backend.context, 5)
+            for granted in (5.0, 6.0, 5.0):
+                connection._changed(KazooState.CONNECTED, KeeperState.CONNECTED, 1, granted, 1.0)
+                assert connection.timeout == 5.0
+                assert connection.lost is None
+            connection._changed(KazooState.CONNECTED, KeeperState.CONNECTED, 1, 4.0, 1.0)
+            assert "4 s" in str(connection.lost)
+            await connection.close()
+
+    @on_a_loop
+    async def test_an_answer_that_kazoo_cannot_place_costs_the_session_and_no_more(
+        self, zookeeper: ZooKeeperClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            part = contender(backend, key, ttl=2)
+            first, lost = await win(part)
+
+            def fail(*_: Any) -> None:
+                # As it does, in its thread, where an answer is missing.
+                raise RuntimeError("xids do not match")
+
+            part._session.connection._client._connection._read_response = fail
+            await async_wait_until(lambda: lost, what="the loss")
+            second, _ = await win(part)
+            assert second.token > first.token
+            await part.leave()
+            await part.close()
+
+    @on_a_loop
+    async def test_after_its_session_expired_kazoo_opens_no_other(
+        self, zookeeper: ZooKeeperClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            connection = await opened_connection(backend._settings, backend.context, 5)
+            kazoo = connection._client
+            # Its thread may take its time to end kazoo's.
+            stop = connection._stop_soon
+            monkeypatch.setattr(connection, "_stop_soon", lambda: None)
+            await asyncio.to_thread(expire, zookeeper, kazoo.client_id)
+            await async_wait_until(lambda: connection.lost, what="the expiry")
+            assert not await asyncio.to_thread(kazoo._live.wait, 0.5)
+            stop()
+            await connection.close()
+
+    @on_a_loop
+    async def test_closing_while_a_session_is_opened_leaves_none_at_the_server(
+        self, zookeeper_server: ZooKeeperServer, key: str
+    ) -> None:
+        with FaultProxy(zookeeper_server.client_port) as relay:
+            relay.set(Mode.DELAY, 0.1)
+            for tenths in (0, 1, 2, 4):
+                server = ZooKeeperClient([relay.endpoint])
+                async with opened(server) as backend:
+                    campaign = asyncio.ensure_future(win(contender(backend, key)))
+                    await asyncio.wait([campaign], timeout=tenths / 10)
+                    campaign.cancel()
+                await asyncio.wait([campaign])
+        await async_wait_until(lambda: not zookeeper_server.sessions(), what="no session")
+
+    @on_a_loop
+    async def test_closing_while_no_server_answers_is_bounded(
+        self, zookeeper: ZooKeeperClient, key: str
+    ) -> None:
+        with FaultProxy(int(zookeeper.endpoints[0].rpartition(":")[2])) as relay:
+            relay.set(Mode.STALL)
+            async with opened(ZooKeeperClient([relay.endpoint])) as backend:
+                campaign = asyncio.ensure_future(win(contender(backend, key)))
+                await async_wait_until(lambda: relay.connections_accepted, what="a connection")
+                began = CLOCK.now()
+                await backend.close()
+                # Three seconds for the opening, two for the end.
+                assert CLOCK.now() - began < 10
+                with pytest.raises((StoreUnavailable, HandleClosed)):
+                    await campaign
