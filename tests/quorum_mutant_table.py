@@ -126,12 +126,6 @@ _CHANGING = _focus(
 )
 
 
-_REPLAYING = _focus(replays=0.3, wishes_per_second=2.0, slow=0.1, longest_delay=3.0)
-_HARSH = {"faults_per_second": 3.0, "change_members": False, "wild_clocks": False}
-_DELAYED = _focus(nodes=3, slow=0.5, longest_delay=1.0, timing={"backoff": 0.01}, **_HARSH)
-_DRIFTING = _focus(nodes=3, loss=0.0, timing={"guard": 0.001, "backoff": 0.005}, **_HARSH)
-
-
 def _skewed(plan: Plan) -> Plan:
     # The machines' wall clocks are drawn by the skew that the plan tells, which
     # the mutant's nodes then do not wait for.
@@ -160,14 +154,12 @@ MUTANTS: dict[str, Mutant] = {
         Mutant(
             "A2 votes in terms below the highest",
             _node(acceptor_kind=VotesInOldTerms),
-            600,
-            seed=237,
+            directed="one_vote_per_term",
         ),
         Mutant(
             "A2+A3 leases in terms below the highest too",
             _node(acceptor_kind=OldTerms),
-            300,
-            seed=34,
+            directed="one_vote_per_term",
         ),
         Mutant(
             "A3 leases in terms below the highest",
@@ -198,9 +190,7 @@ MUTANTS: dict[str, Mutant] = {
         Mutant(
             "A4 a release clears a later promise of the same owner",
             _node(acceptor_kind=ReleasesOldTerms),
-            600,
-            _REPLAYING,
-            seed=99,
+            directed="a_release_clears_exactly_its_own_promise",
         ),
         Mutant(
             "A1 a pre-vote raises the term",
@@ -239,7 +229,9 @@ MUTANTS: dict[str, Mutant] = {
             directed="a_vote_that_comes_after_the_window_does_not_count",
         ),
         Mutant(
-            "C3 leads although the time is over", _node(candidacy_kind=LeadsTooLate), 600, seed=156
+            "C3 leads although the time is over",
+            _node(candidacy_kind=LeadsTooLate),
+            directed="nobody_leads_whose_time_is_over_when_the_votes_come",
         ),
         Mutant(
             "P2 counts the ttl that was asked for, not what was promised",
@@ -255,9 +247,7 @@ MUTANTS: dict[str, Mutant] = {
         Mutant(
             "C3 the lease is counted from the answer",
             _node(candidacy_kind=CountsFromAnswer, holdings_kind=CountsRenewalsFromAnswer),
-            400,
-            _DELAYED,
-            seed=205,
+            directed="a_term_is_counted_from_the_sending_of_the_request",
         ),
         Mutant("C4 a lapsed leader goes on", _node(candidacy_kind=LeadsOnAfterLapse), 100, seed=3),
         Mutant(
@@ -275,8 +265,7 @@ MUTANTS: dict[str, Mutant] = {
         Mutant(
             "P8 keys that were refused count as granted",
             _node(holdings_kind=GrowsDespiteRefusal),
-            600,
-            seed=263,
+            directed="a_key_that_is_not_granted_is_named_and_its_term_lapses_alone",
         ),
         Mutant(
             "P8 changes are applied to an unknown set",
@@ -284,7 +273,11 @@ MUTANTS: dict[str, Mutant] = {
             600,
             seed=15,
         ),
-        Mutant("3.4 drift is ignored", _node(timing_kind=NoDrift), 2000, _DRIFTING, seed=127),
+        Mutant(
+            "3.4 drift is ignored",
+            _node(timing_kind=NoDrift),
+            directed="the_leader_believes_for_less_than_the_slowest_promise_lasts",
+        ),
         # --- restart ---
         Mutant(
             "3.5 no silence after a restart",
@@ -294,9 +287,7 @@ MUTANTS: dict[str, Mutant] = {
         Mutant(
             "P4 no silence with a stored state",
             SilentWithoutStateOnly,
-            600,
-            _focus(durable=True),
-            seed=150,
+            directed="an_acceptor_that_forgot_its_promise_helps_no_second_leader_up",
         ),
         Mutant(
             "3.5 silence for the vote window alone",
@@ -396,16 +387,12 @@ MUTANTS: dict[str, Mutant] = {
         Mutant(
             "P1 in the joint stage the new list decides",
             _node(quorum_kind=OneListIsEnough),
-            2000,
-            _CHANGING,
-            seed=438,
+            directed="who_led_under_the_old_list_is_over_before_the_new_list_leads",
         ),
         Mutant(
             "P1 the joint stage ends at once",
             _node(change_kind=CompletesAtOnce),
-            3000,
-            _CHANGING,
-            seed=438,
+            directed="who_led_under_the_old_list_is_over_before_the_new_list_leads",
         ),
         Mutant(
             "P1 a list begins without the terms of the one before",

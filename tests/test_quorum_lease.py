@@ -412,9 +412,8 @@ def test_the_term_is_valid_for_the_shortest_promise_that_it_counts() -> None:
     assert machine.terms[world.key].valid_until - machine.local(world.now) < 1.5
 
 
-def test_a_vote_that_comes_after_the_window_does_not_count() -> None:
-    world = QuietWorld(3)
-    world.start_all()
+def hold_votes(world: QuietWorld, seconds: float) -> float:
+    """Let n0 campaign, and hear of all its votes that much later; when they were sent for."""
     machine = world.machines["n0"]
     late: list[Message] = []
 
@@ -428,12 +427,37 @@ def test_a_vote_that_comes_after_the_window_does_not_count() -> None:
 
     world.intercept = hold
     world.enter(machine, world.key)
+    world.wait(lambda: any(isinstance(message, Vote) for *_, message in world.sent))
+    sent_at = machine.local(world.now)
     world.wait(lambda: bool(late))
-    world.run(world.now + 1.1 * world.plan.timing.vote_window)
+    world.run(world.now + seconds)
     machine.paused = False
     for message in late:
         world._receive(machine, message)
+    return sent_at
+
+
+def test_a_vote_that_comes_after_the_window_does_not_count() -> None:
+    world = QuietWorld(3)
+    world.start_all()
+    hold_votes(world, 1.1 * world.plan.timing.vote_window)
     assert world.leaderships == 0
+
+
+def test_nobody_leads_whose_time_is_over_when_the_votes_come() -> None:
+    world = QuietWorld(3, timing={"vote_window": 1.0})
+    world.start_all()
+    world.change_rate(world.machines["n0"])
+    hold_votes(world, 0.92)
+    assert world.leaderships == 0
+
+
+def test_a_term_is_counted_from_the_sending_of_the_request() -> None:
+    world = QuietWorld(3)
+    world.start_all()
+    sent_at = hold_votes(world, 0.3)
+    term = world.machines["n0"].terms[world.key]
+    assert term.valid_until <= sent_at + world.plan.timing.validity(1.0)
 
 
 def test_a_node_in_ill_health_does_not_campaign() -> None:
@@ -559,8 +583,9 @@ def test_a_restarted_node_is_silent_for_as_long_as_its_promises_may_last(durable
     assert waited <= world.plan.timing.silence(None) + 5 * DELAY
 
 
-def test_an_acceptor_that_forgot_its_promise_helps_no_second_leader_up() -> None:
-    world = QuietWorld(3)
+@pytest.mark.parametrize("durable", [True, False])
+def test_an_acceptor_that_forgot_its_promise_helps_no_second_leader_up(durable: bool) -> None:
+    world = QuietWorld(3, durable=durable)
     world.start_all()
     world.cuts = {("n0", "n2"), ("n2", "n0")}
     world.elect("n0")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from leadership.backends._quorum_effects import Lost
+from leadership.backends._quorum_effects import Lost, Renewed
 from leadership.backends._quorum_messages import MembersAnswer
 from leadership.errors import ConfigurationError, NotSupported
 
@@ -74,6 +74,27 @@ def test_two_changes_on_two_sides_of_a_cut_come_to_one_list() -> None:
     world.cuts.clear()
     world.wait(lambda: all(world.node(n).stage.epoch == 1 for n in world.machines))
     assert len({world.node(n).stage for n in world.machines}) == 1
+
+
+def test_who_led_under_the_old_list_is_over_before_the_new_list_leads() -> None:
+    world = QuietWorld(3, durable=True)
+    old, new = list(world.machines), ["m3", "m4", "n2"]
+    for name in ("m3", "m4"):
+        world.start(world.add_machine(name), old)
+    world.start_all()
+    world.elect("n0")
+    world.run(world.now + 2)
+    renewed = len(world.of_kind("n0", Renewed))
+    world.wait(lambda: len(world.of_kind("n0", Renewed)) > renewed)
+    for other in ("n1", *new):
+        world.cuts |= {("n0", other), (other, "n0")}
+    change(world, "n1", new)
+    # The world looks at each election whether another term is valid.
+    world.wait(lambda: bool(world.node("m3").stage.joining))
+    world.enter(world.machines["m3"], world.key)
+    world.wait(lambda: world.node("m4").stage.epoch == 1)
+    world.enter(world.machines["m4"], world.key)
+    world.wait(lambda: world.leader() in new)
 
 
 def test_a_cluster_without_stored_states_refuses_a_change() -> None:

@@ -18,9 +18,10 @@ REDUNDANT = [rule for rule, mutant in MUTANTS.items() if mutant.redundant]
 def test_a_directed_test_fails_without_the_rule(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant = MUTANTS[rule]
     monkeypatch.setattr(quorum_worlds, "NODE", mutant.node)
-    acceptor = getattr(mutant.node, "acceptor_kind", None)
-    if acceptor is not None:
-        monkeypatch.setattr(test_quorum_lease, "Acceptor", acceptor)
+    for part in ("Acceptor", "Timing"):
+        kind = getattr(mutant.node, f"{part.lower()}_kind", None)
+        if kind is not None:
+            monkeypatch.setattr(test_quorum_lease, part, kind)
     name = f"test_{mutant.directed}"
     module = test_quorum_lease if hasattr(test_quorum_lease, name) else test_quorum_members
     test: Any = getattr(module, name)
