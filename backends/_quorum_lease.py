@@ -52,10 +52,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..errors import ConfigurationError, NotLeader
-from ._quorum_acceptor import ANOTHER_RUN, NOT_STORED, RECOVERING, Acceptor, Verdict
-from ._quorum_candidacy import Candidacy, Commons, Contender, owner_of
+from ._quorum_acceptor import Acceptor
+from ._quorum_candidacy import Candidacy, Commons, Contender
 from ._quorum_effects import Effect, Ignored, Ready, StoredState
-from ._quorum_holdings import Holdings, KeySet
+from ._quorum_granting import Granting
+from ._quorum_holdings import Holdings
 from ._quorum_leaders import Leaders
 from ._quorum_mail import Mail
 from ._quorum_members import Quorum, first_stage
@@ -64,23 +65,16 @@ from ._quorum_messages import (
     SPOKEN_VERSIONS,
     Announcement,
     Answer,
-    Heartbeat,
     HeartbeatAnswer,
-    Lease,
     LeaseAnswer,
     Members,
     MembersAnswer,
     MembersNotice,
     Message,
-    Owner,
-    PreVote,
     PreVoteAnswer,
-    Recovery,
     RecoveryAnswer,
     Release,
     ReleaseAnswer,
-    Ticket,
-    Vote,
     VoteAnswer,
 )
 from ._quorum_recovery import Recovering
@@ -88,8 +82,6 @@ from ._quorum_releases import Releases
 from ._quorum_storage import Storage
 from ._quorum_timing import Timing
 from ._quorum_waiting import Queues
-
-NOT_A_MEMBER = "this node is no member"
 
 
 class QuorumLease:
@@ -158,7 +150,6 @@ class QuorumLease:
             self.queues,
         )
         self.leaders = Leaders(self._mail)
-        self._key_sets: dict[str, KeySet] = {}
         self._candidacies: dict[str, Candidacy] = {}
         self._timers: list[tuple[float, str]] = []
         self._scheduled: dict[str, float] = {}
@@ -167,6 +158,15 @@ class QuorumLease:
         self._forget_at = now + self._forget_after
         state = stored or StoredState(0, timing.lease_ceiling, stage)
         self._storage = Storage(self._mail, state, durable=durable)
+        self._granting = Granting(
+            self._mail,
+            timing,
+            self._acceptor,
+            self._storage,
+            self.leaders,
+            self.queues,
+            is_ready=lambda: self.ready,
+        )
         self._membership = Membership(
             self._mail,
             timing,
@@ -184,19 +184,15 @@ class QuorumLease:
         self._healthy = True
         self._becoming_ready = False
         self._handlers: dict[type[Message], Callable[[Any, float], None]] = {
-            PreVote: self._on_pre_vote,
             PreVoteAnswer: self._on_pre_vote_answer,
-            Vote: self._on_vote,
             VoteAnswer: self._on_vote_answer,
-            Lease: self._on_lease,
             LeaseAnswer: self._on_lease_answer,
-            Heartbeat: self._on_heartbeat,
             HeartbeatAnswer: self._on_heartbeat_answer,
             Release: self._on_release,
             ReleaseAnswer: self._on_release_answer,
             Announcement: self._on_announcement,
-            Recovery: self._on_recovery,
             RecoveryAnswer: self._on_recovery_answer,
+            **self._granting.handlers,
             **self._membership.handlers,
         }
 
@@ -407,137 +403,15 @@ class QuorumLease:
     def _ignore(self, sender: str, reason: str) -> None:
         self._mail.emit(Ignored(sender, reason))
 
-    def _refusal(self, message: Message) -> str:
-        """Why this node grants nothing to it, whatever it asks for."""
-        header = message.header
-        if self._recovering is not None:
-            return RECOVERING
-        everyone = self._mail.quorum.everyone
-        if self.id not in everyone or header.sender not in everyone:
-            return NOT_A_MEMBER
-        if header.receiver_incarnation != self.incarnation:
-            # A recording of what an earlier run was asked must not bind this one.
-            return ANOTHER_RUN
-        return ""
-
-    def _on_pre_vote(self, message: PreVote, now: float) -> None:
-        key = message.key
-        refusal = self._refusal(message)
-        if refusal and refusal != ANOTHER_RUN:
-            verdict = Verdict(False, refusal, self._acceptor.term(key))
-        else:
-            verdict = self._acceptor.pre_vote(
-                key, owner_of(message), message.term, now, established=message.established
-            )
-        self._mail.send(
-            PreVoteAnswer(
-                self._mail.reply_header(message.header),
-                key,
-                verdict.granted,
-                verdict.reason,
-                verdict.term,
-                verdict.remaining,
-                verdict.rival,
-            )
-        )
-
-    def _on_vote(self, message: Vote, now: float) -> None:
-        key, owner, term = message.key, owner_of(message), message.term
-        refusal = self._refusal(message)
-        if refusal:
-            self._answer_vote(message, Verdict(False, refusal, self._acceptor.term(key)))
-            return
-        ticket = message.ticket
-        if ticket is not None and self._names(ticket, message.header.sender, owner.incarnation):
-            # It came before the release itself did.
-            self._release(ticket, now)
-        verdict = self._acceptor.vote(key, owner, term, now, established=message.established)
-        if not verdict.granted:
-            self._answer_vote(message, verdict)
-            return
-        if message.ttl:
-            number = message.header.number
-            verdict = self._acceptor.lease(key, owner, term, message.ttl, number, now)
-        self._storage.keep_term(
-            term,
-            lambda now: self._answer_vote(message, verdict),
-            lambda now: self._answer_vote(message, Verdict(False, NOT_STORED, term)),
-            now,
-        )
-
-    def _answer_vote(self, message: Vote, verdict: Verdict) -> None:
-        self._mail.send(
-            VoteAnswer(
-                self._mail.reply_header(message.header),
-                message.key,
-                verdict.granted,
-                verdict.reason,
-                verdict.term,
-                verdict.remaining,
-                verdict.promised,
-            )
-        )
-
-    def _on_lease(self, message: Lease, now: float) -> None:
-        key, number = message.key, message.header.number
-        refusal = self._refusal(message)
-        if refusal:
-            verdict = Verdict(False, refusal, self._acceptor.term(key))
-        else:
-            owner = owner_of(message)
-            verdict = self._acceptor.lease(key, owner, message.term, message.ttl, number, now)
-        self._mail.send(
-            LeaseAnswer(
-                self._mail.reply_header(message.header),
-                key,
-                verdict.granted,
-                verdict.reason,
-                verdict.term,
-                verdict.promised,
-            )
-        )
-
-    def _on_heartbeat(self, message: Heartbeat, now: float) -> None:
-        header = message.header
-        keys = self._key_sets.get(header.sender)
-        if keys is None or keys.incarnation != header.incarnation:
-            keys = self._key_sets[header.sender] = KeySet(header.incarnation)
-        if keys.is_overtaken(header.number):
-            return
-        gone = keys.apply(message)
-        for entry in gone or ():
-            self.leaders.clear(entry.key, header.sender, entry.term)
-        for entry in keys.entries.values():
-            self.leaders.note(header.sender, entry, now)
-        refusal = self._refusal(message)
-        refused: list[str] = []
-        if not refusal:
-            lease, number = self._acceptor.lease, header.number
-            for key, entry in keys.entries.items():
-                owner = Owner(header.sender, header.incarnation, entry.uid)
-                if not lease(key, owner, entry.term, entry.ttl, number, now).granted:
-                    refused.append(key)
-        self._mail.send(
-            HeartbeatAnswer(
-                self._mail.reply_header(header),
-                0 if gone is None else keys.version,
-                self.timing.lease_ceiling,
-                tuple(refused),
-                not refusal,
-                self._storage.durable,
-                *self.queues.news_for(message, now),
-            )
-        )
-
     def _on_release(self, message: Release, now: float) -> None:
         ticket = message.ticket
-        freed = self._release(ticket, now)
+        freed = self._granting.release(ticket, now)
         self._mail.send(
             ReleaseAnswer(self._mail.reply_header(message.header), ticket.key, ticket.term)
         )
         candidacy = self._candidacies.get(ticket.key)
         if candidacy is not None:
-            named = self._names(ticket, self.id, self.incarnation)
+            named = self._granting.names(ticket, self.id, self.incarnation)
             if not freed:
                 # This node had promised nothing, but it may have been refused by who had.
                 candidacy.promise_returned(now)
@@ -553,16 +427,6 @@ class QuorumLease:
         if candidacy is not None and message.header.sender != self.id:
             candidacy.another_leads(entry.term)
             self._schedule(candidacy)
-
-    def _on_recovery(self, message: Recovery, now: float) -> None:
-        self._mail.send(
-            RecoveryAnswer(
-                self._mail.reply_header(message.header),
-                self.ready,
-                self._acceptor.floor,
-                self._acceptor.terms(),
-            )
-        )
 
     # --- answers ---
 
@@ -632,18 +496,6 @@ class QuorumLease:
     def _update_campaigning(self) -> None:
         is_member = self.id in self._mail.quorum.everyone
         self._commons.may_campaign = self.ready and self._healthy and is_member
-
-    def _release(self, ticket: Ticket, now: float) -> bool:
-        self.leaders.clear(ticket.key, ticket.node, ticket.term)
-        return self._acceptor.release(ticket, now)
-
-    def _names(self, ticket: Ticket, node: str, incarnation: str) -> bool:
-        """Whether the ticket names this run of this node, under the present configuration."""
-        return (ticket.successor, ticket.successor_incarnation, ticket.configuration) == (
-            node,
-            incarnation,
-            self._mail.quorum.configuration,
-        )
 
     def _lapse(self, key: str, now: float) -> None:
         candidacy = self._candidacies[key]

@@ -21,10 +21,10 @@ from leadership.backends._quorum_lease import QuorumLease
 
 from .quorum_mutants import (
     AnswersBeforeItWrites,
+    AppliesToUnknownSets,
     AsksNobodyBefore,
     BeginsUndecided,
     BelievesAnyTerm,
-    BelievesKeySets,
     BelievesTheForgetful,
     CampaignsUnwell,
     CarriesNoTerms,
@@ -145,7 +145,7 @@ MUTANTS: dict[str, Mutant] = {
             _node(acceptor_kind=IgnoresPromises),
             seed=0,
         ),
-        Mutant("A2 promises do not bind votes", _node(acceptor_kind=VotesDespitePromise), seed=0),
+        Mutant("A2 promises do not bind votes", _node(acceptor_kind=VotesDespitePromise), seed=1),
         Mutant(
             "A3 promises do not bind leases",
             _node(acceptor_kind=LeasesDespitePromise),
@@ -269,9 +269,9 @@ MUTANTS: dict[str, Mutant] = {
         ),
         Mutant(
             "P8 changes are applied to an unknown set",
-            _node(key_set_kind=BelievesKeySets),
+            _node(granting_kind=AppliesToUnknownSets),
             600,
-            seed=15,
+            seed=61,
         ),
         Mutant(
             "3.4 drift is ignored",
@@ -306,7 +306,7 @@ MUTANTS: dict[str, Mutant] = {
         ),
         Mutant(
             "3.3 requests to an earlier run are obeyed",
-            HearsFormerRuns,
+            _node(granting_kind=HearsFormerRuns),
             directed="a_recording_of_what_an_earlier_run_was_asked_binds_nobody",
         ),
         Mutant(
@@ -326,7 +326,7 @@ MUTANTS: dict[str, Mutant] = {
             _node(recovering_kind=BelievesTheForgetful, candidacy_kind=NoClockFloor),
             200,
             _DISKLESS,
-            seed=10,
+            seed=22,
         ),
         Mutant("3.6 no clock floor", _node(candidacy_kind=NoClockFloor), 100, _DISKLESS, seed=0),
         Mutant(
@@ -336,7 +336,7 @@ MUTANTS: dict[str, Mutant] = {
             _focus(durable=True, lost_disks=True, change_members=False, wild_clocks=False),
             seed=231,
         ),
-        Mutant("3.5 no wait for the clocks' skew", NoSkewWait, 1000, _skewed, seed=62),
+        Mutant("3.5 no wait for the clocks' skew", NoSkewWait, 1000, _skewed, seed=85),
         Mutant(
             "3.6 a vote is answered before it is stored",
             _node(storage_kind=AnswersBeforeItWrites),

@@ -13,6 +13,7 @@ from leadership.backends._quorum_acceptor import Acceptor, Record, Verdict
 from leadership.backends._quorum_candidacy import Candidacy, Contender
 from leadership.backends._quorum_change import Change
 from leadership.backends._quorum_effects import Effect
+from leadership.backends._quorum_granting import Granting
 from leadership.backends._quorum_holdings import Holding, Holdings, KeySet, _Renewal
 from leadership.backends._quorum_lease import QuorumLease
 from leadership.backends._quorum_mail import Mail
@@ -50,7 +51,7 @@ class MutantNode(QuorumLease):
     storage_kind: ClassVar[type[Storage] | None] = None
     quorum_kind: ClassVar[type[Quorum] | None] = None
     change_kind: ClassVar[type[Change] | None] = None
-    key_set_kind: ClassVar[type[KeySet] | None] = None
+    granting_kind: ClassVar[type[Granting] | None] = None
     membership_kind: ClassVar[type[Membership] | None] = None
     mail_kind: ClassVar[type[Mail] | None] = None
 
@@ -67,8 +68,10 @@ class MutantNode(QuorumLease):
         if self._recovering is not None:
             become(self._recovering, self.recovering_kind)
         become(self._membership, self.membership_kind)
+        become(self._granting, self.granting_kind)
         # They were bound before it became another kind.
         self._handlers.update(self._membership.handlers)
+        self._handlers.update(self._granting.handlers)
         if self._membership._change is not None:
             become(self._membership._change, self.change_kind)
 
@@ -82,14 +85,6 @@ class MutantNode(QuorumLease):
         if self._membership._change is not None:
             become(self._membership._change, self.change_kind)
         super()._enter_stage(now)
-
-    def _on_heartbeat(self, message: Heartbeat, now: float) -> None:
-        header = message.header
-        if self.key_set_kind is not None:
-            keys = self._key_sets.get(header.sender)
-            if keys is None or keys.incarnation != header.incarnation:
-                self._key_sets[header.sender] = self.key_set_kind(header.incarnation)
-        super()._on_heartbeat(message, now)
 
 
 # --- acceptors ---
@@ -366,6 +361,15 @@ class BelievesKeySets(KeySet):
         return []
 
 
+class AppliesToUnknownSets(Granting):
+    def _on_heartbeat(self, message: Heartbeat, now: float) -> None:
+        header = message.header
+        keys = self._key_sets.get(header.sender)
+        if keys is None or keys.incarnation != header.incarnation:
+            self._key_sets[header.sender] = BelievesKeySets(header.incarnation)
+        super()._on_heartbeat(message, now)
+
+
 # --- restarts, clocks, numbers ---
 
 
@@ -444,7 +448,7 @@ class SmallMajority(Quorum):
         return sum(node in members for node in nodes) >= max(1, len(members) // 2)
 
 
-class HearsFormerRuns(MutantNode):
+class HearsFormerRuns(Granting):
     """Obeys what was meant for an earlier run of it."""
 
     def _refusal(self, message: Message) -> str:

@@ -804,7 +804,7 @@ def test_an_acceptor_that_does_not_know_the_version_asks_for_the_whole_set() -> 
     for key in world.keys:
         world.elect("n0", key)
     world.run(world.now + 1)
-    world.node("n1")._key_sets["n0"].version = 0
+    world.node("n1")._granting._key_sets["n0"].version = 0
     world.sent.clear()
     world.run(world.now + 1)
     asked = [m for *_, m in world.sent if isinstance(m, HeartbeatAnswer) and m.target == 0]
@@ -824,7 +824,7 @@ def test_changes_reach_acceptors_that_missed_some_heartbeats() -> None:
     world.resign(world.machines["n0"], world.keys[1], None)
     world.cuts = set()
     world.run(world.now + 1)
-    keys = world.node("n1")._key_sets["n0"]
+    keys = world.node("n1")._granting._key_sets["n0"]
     assert set(keys.entries) == {world.keys[0], world.keys[2]}
 
 
