@@ -29,6 +29,7 @@ $(INSTALLED): pyproject.toml
 test: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest $(PYTEST_ARGS)
 
+# What needs minutes: a server's default times, which cannot be made shorter, and large rounds.
 long: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest -m long $(PYTEST_ARGS)
 
@@ -37,6 +38,7 @@ demo: install
 
 bench: install
 	$(WITH_SERVERS) $(RUN)/python -m bench.handover $(BENCH_ARGS)
+	$(WITH_SERVERS) $(RUN)/python -m bench.consul_handover $(BENCH_ARGS)
 	$(RUN)/python -m bench.zookeeper_handover $(BENCH_ARGS)
 
 # The cuts need root on Linux; half an hour on an idle machine.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -105,11 +105,20 @@ class Surface:
         self._changes = changes
         self.id = node_id(cluster, address)
         self.members: dict[str, Member] = {}
+        self._voters = {address, *members}
         for each in (address, *members):
             self._add(each)
 
     def _add(self, address: str) -> None:
         self.members[node_id(self._cluster, address)] = Member(address)
+
+    def show_members(self, addresses: Collection[str]) -> None:
+        """Other nodes vote now. Those that only electio's routes added stay."""
+        for left in self._voters - {*addresses}:
+            self.members.pop(node_id(self._cluster, left), None)
+        for new in {*addresses} - self._voters:
+            self._add(new)
+        self._voters = {*addresses}
 
     @property
     def master(self) -> str:

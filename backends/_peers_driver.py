@@ -20,9 +20,11 @@ import msgspec
 
 from ..backend import Context
 from ..errors import ConfigurationError, LeadershipError, StoreUnavailable
-from ..events import PeerAlarm, PeerReady, PeerRefused
+from ..events import PeerAlarm, PeerMembers, PeerMembersDiffer, PeerReady, PeerRefused
 from ._electio import Surface, node_id, read_reply
 from ._peers_http import DROPPED, Answer, Asked, Client, Server
+from ._peers_members import MEMBERS, MemberList, is_member
+from ._peers_operator import Operator
 from ._peers_post import MESSAGES, UNREADABLE, Post, report
 from ._peers_seal import Node, OtherIncarnation, Refused, Seals
 from ._peers_settings import Settings
@@ -34,6 +36,7 @@ from ._quorum_effects import (
     Leader,
     LeaderSeen,
     Lost,
+    MembersChanged,
     Persist,
     Ready,
     Released,
@@ -46,6 +49,7 @@ from ._quorum_lease import QuorumLease
 from ._quorum_messages import (
     Announcement,
     AnyMessage,
+    Members,
     Message,
     Release,
     Request,
@@ -73,6 +77,7 @@ class Part(Protocol):
     def elected(self, effect: Elected) -> None: ...
     def renewed(self, effect: Renewed) -> None: ...
     def lost(self, effect: Lost) -> None: ...
+    def dismissed(self, reason: str) -> None: ...
     def released(self) -> None: ...
 
 
@@ -88,7 +93,11 @@ class _Awaited:
 
     def take(self, answer: Answering) -> None:
         self.answers.append(answer)
-        self.missing.discard(answer.header.number)
+        self.give_up(answer)
+
+    def give_up(self, message: Message) -> None:
+        """It is answered, or never will be: the answers to the others must not wait for it."""
+        self.missing.discard(message.header.number)
         if not self.missing:
             self.complete.set()
 
@@ -133,7 +142,9 @@ class Driver:
         self._changed: asyncio.Future[None] | None = None
         self._shown = settings.shown
         self._closed = False
+        self._ignored = False
         self.node: QuorumLease = None  # type: ignore[assignment]
+        self.members: MemberList = None  # type: ignore[assignment]
         self.surface = Surface(
             settings.cluster,
             settings.address,
@@ -172,6 +183,19 @@ class Driver:
             # What it stored shows that it ran before, whatever the address still says.
             bootstrap=settings.bootstrap and stored is None,
         )
+        self.members = MemberList(
+            self.node,
+            settings,
+            self._seals,
+            self._context.random,
+            self._clock.now,
+            self.act,
+            self.wait_change,
+            Operator(self._client, settings, self._context).ask,
+            self.complain,
+        )
+        if stored is not None:
+            self._compare_members(stored.stage)
         await self._server.start(settings.listen)
         await self._ask_whether_alone()
         self._spawn(self._look_after_time())
@@ -186,6 +210,29 @@ class Driver:
                 f"state_dir={self._settings.state_dir!r} was written by another version, and "
                 "cannot be read: start that one, or give an empty directory"
             ) from error
+
+    def _compare_members(self, stage: Members) -> None:
+        """The list on the disk counts, for it may be the later one."""
+        own, given = self._own.address, self._settings.members
+        expected = [{*given}, {*given, own} if self._settings.joins else {*given}]
+        if {*stage.members} not in expected:
+            now = self._clock.now()
+            self._context.emit(PeerMembersDiffer("", now, own, given, stage.members))
+        self._go_by(stage)
+
+    def _go_by(self, stage: Members) -> None:
+        """Another list counts from now on."""
+        own = self._own.address
+        self.surface.show_members({*stage.members, *stage.joining})
+        now, votes = self._clock.now(), is_member(own, stage)
+        self._context.emit(PeerMembers("", now, own, stage.members, stage.joining, votes))
+        leaves = bool(stage.joining) and own in stage.members and own not in stage.joining
+        self.node.healthy = not leaves
+        if leaves:
+            # Its terms would end with the change: who gives way before is followed at once.
+            for part in list(self._parts.values()):
+                part.dismissed("this node is being removed from the members")
+        self._tell_change()
 
     async def _ask_whether_alone(self) -> None:
         """Two processes behind one address would vote twice in its name."""
@@ -217,7 +264,11 @@ class Driver:
         await self._server.close()
         await self._client.close()
         if self._state is not None:
-            await self._on_disk(self._state.close)
+            try:
+                await self._on_disk(self._state.close)
+            except RuntimeError:
+                # The interpreter is ending, and its pools of threads take nothing more.
+                self._state.close()
         self._writer.shutdown(wait=False)
         self._tell_change()
 
@@ -287,9 +338,12 @@ class Driver:
             case Ready():
                 self._context.emit(PeerReady("", self._clock.now(), self._own.address))
                 self._tell_change()
+            case MembersChanged(stage):
+                self._go_by(stage)
             case TwoIncarnations(node, raised):
                 self._context.emit(PeerAlarm("", self._clock.now(), node, raised))
             case Ignored(sender, reason):
+                self._ignored = True
                 self.complain(sender, reason)
 
     def _arm(self) -> None:
@@ -341,6 +395,8 @@ class Driver:
     async def _answer(self, asked: Asked) -> Answer:
         if asked.path == MESSAGES and asked.method == "POST":
             return await self._take_messages(asked)
+        if asked.path == MEMBERS and asked.method == "POST":
+            return await self.members.answer(asked)
         if asked.path == WHO and asked.method == "GET":
             return Answer(200, str(self._own.incarnation).encode())
         if asked.path == LEADER and asked.method == "GET":
@@ -349,7 +405,9 @@ class Driver:
         return Answer(reply.status, reply.body, reply.headers)
 
     async def _take_messages(self, asked: Asked) -> Answer:
-        members = frozenset(self.node.stage.members + self.node.stage.joining)
+        stage = self.node.stage
+        # Who was removed while it was away is heard, to be told of it: it is granted nothing.
+        members = frozenset(stage.members + stage.joining + stage.retired)
         try:
             try:
                 sealed = self._seals.open_request(asked.headers, MESSAGES, members)
@@ -379,7 +437,10 @@ class Driver:
             self._awaited[header.sender, header.incarnation, header.number] = awaited
         try:
             for request in requests:
+                self._ignored = False
                 self.act(functools.partial(self.node.receive, request))
+                if self._ignored:
+                    awaited.give_up(request)
             await self._clock.wait_for(
                 awaited.complete.wait(), self._clock.now() + self._settings.timing.vote_window
             )
@@ -431,7 +492,17 @@ class Driver:
     # --- who leads ---
 
     def reaches_quorum(self) -> bool:
-        return self.node.reaches_quorum(self._clock.now())
+        return self.is_member and self.node.reaches_quorum(self._clock.now())
+
+    @property
+    def is_member(self) -> bool:
+        """Whether this node is in the list, or about to join or to leave it."""
+        return is_member(self._own.address, self.node.stage)
+
+    @property
+    def was_removed(self) -> bool:
+        """Whether this node's address is out of use for good."""
+        return self._own.address in self.node.stage.retired
 
     def knows(self, key: str) -> bool:
         """Whether this node would have heard of a leader of `key`, if there is one."""
@@ -470,17 +541,19 @@ class Driver:
         return Answer(200, _encode(told), {"Content-Type": "application/json"})
 
     def _told(self, key: str) -> LeaderAnswer:
+        members = self.node.stage.joining or self.node.stage.members
         if not self.knows(key):
-            return LeaderAnswer("unknown", False)
+            return LeaderAnswer("unknown", False, members=members)
         leader = self.leader(key)
         if leader is None:
-            return LeaderAnswer("none", True)
+            return LeaderAnswer("none", True, members=members)
         return LeaderAnswer(
             f"{leader.term}-{zlib.crc32(leader.value):08x}",
             True,
             leader.value,
             leader.term,
             leader.node,
+            members,
         )
 
     # --- electio's nodes ---
@@ -550,6 +623,7 @@ class LeaderAnswer(msgspec.Struct, frozen=True):
     Attributes:
         tag: differs with each change.
         known: whether the node would have heard of a leader, if there is one.
+        members: who else can be asked.
     """
 
     tag: str
@@ -557,6 +631,7 @@ class LeaderAnswer(msgspec.Struct, frozen=True):
     value: bytes | None = None
     term: int = 0
     node: str = ""
+    members: tuple[str, ...] = ()
 
 
 def _wants_answer(request: Message) -> bool:

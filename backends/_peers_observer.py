@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator
+import contextlib
+from collections.abc import AsyncGenerator, Collection
 from urllib.parse import urlencode
 
 import msgspec
 
 from ..backend import Context, Entry
-from ..errors import StoreUnavailable
+from ..errors import ConfigurationError, StoreUnavailable
 from ._peers_driver import LEADER, LeaderAnswer
-from ._peers_http import Client
+from ._peers_http import Client, split_address
+from ._peers_members import MembersTold
+from ._peers_operator import Operator
+from ._peers_post import UNREADABLE
 from ._peers_settings import Settings
 
-_POLL = 10.0
+_POLL = 1.0
 """Seconds that a node may hold an answer back while nothing changes."""
+_PATIENCE = 1.0
+"""Seconds beyond that until a node that says nothing is given up for another."""
+_MOST = 100
+"""Addresses that are asked, those that answers added among them."""
 
 
 class Observer:
@@ -23,43 +30,64 @@ class Observer:
 
     def __init__(self, settings: Settings, context: Context) -> None:
         self._members = list(settings.members)
-        self._context = context
         self._client = Client(settings.limits, settings.client_tls)
+        self._operator = Operator(self._client, settings, context)
+        self._patience = min(_PATIENCE, context.request_timeout)
 
-    async def ask(self, key: str, tag: str = "", wait: float = 0.0) -> LeaderAnswer:
+    async def ask(self, key: str, tag: str = "", wait: float = 0.0, above: int = 0) -> LeaderAnswer:
         """Who leads, as soon as it is another than `tag` says, or after `wait` seconds.
+
+        Args:
+            above: a leader of a lower term is old news, from a node that lags behind.
 
         Raises:
             StoreUnavailable: no node knows.
         """
         query = urlencode({"key": key, "tag": tag, "wait": wait})
         failures = []
-        timeout = self._context.request_timeout / len(self._members) + wait
         for address in list(self._members):
             try:
                 answer = await self._client.call(
-                    "GET", address, f"{LEADER}?{query}", timeout=timeout
+                    "GET", address, f"{LEADER}?{query}", timeout=wait + self._patience
                 )
                 told = msgspec.json.decode(answer.body, type=LeaderAnswer)
-                if told.known:
+                self._learn(told.members)
+                if told.known and (told.value is None or told.term >= above):
                     return told
                 failures.append(f"{address} does not know")
-            except (StoreUnavailable, msgspec.DecodeError) as error:
+            except (StoreUnavailable, *UNREADABLE) as error:
                 failures.append(str(error))
             # Another one is asked first from now on.
             self._members.remove(address)
             self._members.append(address)
         raise StoreUnavailable("; ".join(failures))
 
+    def _learn(self, members: Collection[str]) -> None:
+        """Those that were given may all be replaced while we follow."""
+        for each in members:
+            if each not in self._members and len(self._members) < _MOST:
+                with contextlib.suppress(ConfigurationError):
+                    split_address(each)
+                    self._members.append(each)
+
     async def follow(self, key: str) -> AsyncGenerator[Entry | None, None]:
-        """The present leader, then each change."""
+        """The present leader, then each change; and the same again while it is confirmed."""
         told = await self.ask(key)
+        highest = 0
         while True:
             yield None if told.value is None else Entry(told.value, told.term)
-            tag = told.tag
-            while told.tag == tag:
-                told = await self.ask(key, tag, _POLL)
-                await asyncio.sleep(0)
+            highest = max(highest, told.term)
+            told = await self.ask(key, told.tag, _POLL, highest)
+
+    async def members(self) -> MembersTold:
+        """The latest list that a node tells."""
+        return await self._operator.members(self._members)
+
+    async def change_members(
+        self, add: Collection[str], remove: Collection[str], timeout: float | None
+    ) -> MembersTold:
+        """Change the list through any node; see `Operator.change`."""
+        return await self._operator.change(self._members, add, remove, timeout)
 
     async def close(self) -> None:
         await self._client.close()

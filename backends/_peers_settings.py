@@ -36,6 +36,7 @@ class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     former_secret: str | None = None
     state_dir: str | None = None
     bootstrap: bool = False
+    join: bool = False
     observe: bool = False
     shown: str | None = None
     electio_changes: bool = False
@@ -49,10 +50,11 @@ class Settings:
     """What a node, or a client that is none, works by.
 
     Attributes:
-        members: addresses of all members, this node's among them.
+        members: addresses of all members, this node's among them unless it joins.
         address: this node's, as the others list it; "" for a client.
         listen: where it listens; the same, unless it is reached in another way.
         secrets: the first one seals, all are believed.
+        joins: this node is added to the members when it runs, and waits for that.
         shown: the election whose leader electio's nodes are told of; the first, if None.
         observer: this is a client, which only asks.
     """
@@ -65,6 +67,7 @@ class Settings:
     secrets: tuple[bytes, ...] = field(repr=False)
     state_dir: str | None
     bootstrap: bool
+    joins: bool
     observer: bool
     shown: str | None
     electio_changes: bool
@@ -116,9 +119,12 @@ def settings_of(address: Address, context: Context) -> Settings:
             )
         split_address(own)
         split_address(options.listen or own)
-        if own not in members:
+        if options.join:
+            members = _others(members, own, options)
+        elif own not in members:
             raise ConfigurationError(
                 f"{own} is not in the list of members: {nearest(own, members)} "
+                "A node that is to be added to the members while they run needs join=1. "
                 "Where a node listens at another address than it is reached at, add "
                 "address=HOST:PORT as the list has it"
             )
@@ -132,6 +138,7 @@ def settings_of(address: Address, context: Context) -> Settings:
         secrets=_secrets(options),
         state_dir=options.state_dir,
         bootstrap=options.bootstrap,
+        joins=options.join,
         observer=options.observe,
         shown=options.shown,
         electio_changes=options.electio_changes,
@@ -139,6 +146,21 @@ def settings_of(address: Address, context: Context) -> Settings:
         server_tls=server_tls,
         client_tls=client_tls,
     )
+
+
+def _others(members: tuple[str, ...], own: str, options: _Options) -> tuple[str, ...]:
+    """Whom a node joins. Before it is added it must not count itself, however it is listed."""
+    if options.state_dir is None:
+        raise ConfigurationError(
+            "join=1 needs state_dir=DIR: a node that forgot that it was added could vote under an "
+            "old list"
+        )
+    if options.bootstrap:
+        raise ConfigurationError("join=1 and bootstrap=1: it joins a cluster, or begins a new one")
+    others = tuple(member for member in members if member != own)
+    if not others:
+        raise ConfigurationError("join=1 needs the members that it joins, and lists none of them")
+    return others
 
 
 def _options(address: Address) -> _Options:

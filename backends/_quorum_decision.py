@@ -62,6 +62,10 @@ class Decision:
         self._wish = members
         self._prepare(now)
 
+    def give_up(self) -> None:
+        """Try no more."""
+        self.next_at = math.inf
+
     def tick(self, now: float) -> None:
         """Try again, in a higher ballot."""
         if now >= self.next_at:

@@ -234,6 +234,10 @@ class QuorumLease:
         """Whether a majority answered lately: this node would know of a leader."""
         return self._mail.reaches_quorum(now)
 
+    def is_silent(self, now: float) -> bool:
+        """Whether the silence that follows a start still lasts."""
+        return self._recovering is not None and now < self._recovering.silent_until
+
     def valid_until(self, key: str, uid: str) -> float:
         """When the contender's term ends unless renewed; minus infinity: it does not lead."""
         candidacy = self._candidacies.get(key)
@@ -367,6 +371,10 @@ class QuorumLease:
         """
         self._membership.change(members, now)
         return self._finish(now)
+
+    def stop_changing_members(self) -> None:
+        """Propose it no more; what was accepted may still come about."""
+        self._membership.give_up()
 
     def persisted(self, number: int, succeeded: bool, now: float) -> list[Effect]:
         """The `Persist` of this number, and all before it, are done, or the last one failed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ._quorum_effects import Effect, Send, TwoIncarnations
@@ -65,10 +66,15 @@ class Mail:
         return peer
 
     def receivers(self) -> list[str]:
-        """All that take part, this node last: what it sends leaves before it thinks."""
+        """All that take part, this node last: what it sends leaves before it thinks.
+
+        Nobody, where this node is no member: it has nothing to say to them.
+        """
+        if self.id not in self.quorum.everyone:
+            return []
         away = {self.id, *self.legacy}
         others = [member for member in self.quorum.everyone if member not in away]
-        return [*others, self.id] if self.id in self.quorum.everyone else others
+        return [*others, self.id]
 
     def next_number(self) -> int:
         """The number of a new request, which may go to many."""
@@ -167,6 +173,17 @@ class Mail:
 
     def reaches_quorum(self, now: float) -> bool:
         """Whether a majority answered lately."""
+        return self.quorum.is_quorum(self.reached(now))
+
+    def not_durable(self, joining: Collection[str], now: float) -> list[str]:
+        """Which members may not store the change to `joining`, and would have to."""
+        # Who is removed and is gone may be without: with a majority that stores the next
+        # stage, there is none left that it could vote with.
+        asked = (self.reached(now) | set(joining)) & set(self.quorum.everyone)
+        return sorted(node for node in asked - {self.id} if not self.peer(node).durable)
+
+    def reached(self, now: float) -> set[str]:
+        """Who answered lately, and this node."""
         since = now - 2 * self._timing.idle_heartbeat
-        reached = {node for node, peer in self.peers.items() if peer.answered_at >= since}
-        return self.quorum.is_quorum({self.id, *reached})
+        lately = {node for node, peer in self.peers.items() if peer.answered_at >= since}
+        return {self.id, *lately}

@@ -101,20 +101,20 @@ class Membership:
             NotSupported: a member is not known to store its state.
             ConfigurationError: another change is under way, or an id is retired.
         """
-        mail = self._mail
-        everyone = mail.quorum.everyone
-        if not self._storage.durable or mail.id not in everyone or not self._is_ready():
-            raise NotSupported(
-                "the members are changed through a member that is ready and has a state_dir"
-            )
-        others = (member for member in everyone if member != mail.id)
-        without = [member for member in others if not mail.peer(member).durable]
-        if without:
+        is_member = self._mail.id in self._mail.quorum.everyone
+        if not self._storage.durable or not is_member or not self._is_ready():
+            raise NotSupported("ask a member that is ready and has a state_dir")
+        joining = joint_stage(self.stage, members).joining
+        if without := self._mail.not_durable(joining, now):
             raise NotSupported(
                 f"not known to have a state_dir: {', '.join(without)}; a cluster without is "
                 "changed by stopping all its nodes and starting under a new cluster name"
             )
-        self._decision.propose(joint_stage(self.stage, members).joining, now)
+        self._decision.propose(joining, now)
+
+    def give_up(self) -> None:
+        """Propose it no more; what was accepted may still come about."""
+        self._decision.give_up()
 
     def tell(self, receiver: str, now: float) -> None:
         """Whoever acts under another configuration may have missed a change, or we have."""

@@ -68,7 +68,10 @@ class EtcdBackend(Backend):
     timeout (2 s with its defaults). What it granted is obeyed.
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.HANDOVER}
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {
+        Capability.HANDOVER,
+        Capability.MEMBERS,
+    }
     minimum_ttl: float = 1.0
     # etcd's limit for a request is 1.5 MiB, and key and condition are in it.
     maximum_value_size: ClassVar[float] = 1.5 * 1024 * 1024 - _ROOM_FOR_THE_REST

@@ -193,7 +193,10 @@ class MemoryBackend(Backend):
     a `ManualClock` decides itself when keys and leases expire.
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.FIFO}
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {
+        Capability.FIFO,
+        Capability.MEMBERS,
+    }
     conditions: ClassVar[str] = "the token grows while one store of that name is open"
 
     _registry: ClassVar[_Registry] = _Registry()

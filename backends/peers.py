@@ -9,27 +9,32 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from typing import ClassVar
 
-from ..backend import Address, Backend, Capability, Contender, Context, Entry
+from ..backend import Address, Backend, Capability, Contender, Context, Entry, Membership
 from ..errors import (
     ConfigurationError,
     HandleClosed,
     NoSuccessor,
     NotLeader,
     NotSupported,
+    StoreError,
     StoreUnavailable,
 )
 from ..events import PeerExposed, TtlGranted
 from ..lease import Claim, Lease, claim
 from ._peers_driver import Driver
+from ._peers_members import Outcome, check, not_in_time
 from ._peers_observer import Observer
 from ._peers_settings import VALUE, settings_of
 from ._quorum_effects import Effect, Elected, Lost, Renewed
 from ._quorum_waiting import Waiter
 
-_STOPPED = "the node was stopped"
+_REMOVED = (
+    "this node was removed from the members, and never votes again: close its store, and let a "
+    "new node have a new address"
+)
 
 
 class PeersBackend(Backend):
@@ -40,7 +45,13 @@ class PeersBackend(Backend):
     """
 
     capabilities: ClassVar[frozenset[Capability]] = frozenset(
-        {Capability.ELECTION, Capability.LOCK, Capability.FENCING, Capability.HANDOVER}
+        {
+            Capability.ELECTION,
+            Capability.LOCK,
+            Capability.FENCING,
+            Capability.HANDOVER,
+            Capability.MEMBERS,
+        }
     )
     maximum_value_size: ClassVar[float] = VALUE
     conditions: ClassVar[str] = (
@@ -144,6 +155,24 @@ class PeersBackend(Backend):
         uid = f"{next(self._names)}"
         return PeersContender(self, uid, key, value, self.granted(ttl))
 
+    async def members(self) -> Membership:
+        if self._observer is not None:
+            return (await self._observer.members()).membership
+        return (await self.driver()).members.told().membership
+
+    async def change_members(
+        self, add: Collection[str], remove: Collection[str], timeout: float | None
+    ) -> Membership:
+        if self._observer is not None:
+            return (await self._observer.change_members(add, remove, timeout)).membership
+        told = await (await self.driver()).members.change(add, remove, timeout)
+        check(told)
+        if told.outcome is Outcome.ELSEWHERE:
+            raise StoreUnavailable(f"{told.reason}: ask through another node, or with observe=1")
+        if told.outcome is Outcome.UNFINISHED and timeout is not None:
+            raise not_in_time(timeout, told.reason)
+        return told.membership
+
     async def observe(self, key: str) -> AsyncGenerator[Entry | None, None]:
         if self._observer is not None:
             async for seen in self._observer.follow(key):
@@ -172,6 +201,10 @@ class PeersBackend(Backend):
 
 
 def _why_not_ready(driver: Driver) -> str:
+    if driver.was_removed:
+        return _REMOVED
+    if not driver.is_member:
+        return "this node is no member yet: add it, with leadership peers add"
     if driver.reaches_quorum():
         return (
             "this node was started a moment ago, and takes part after its restart silence: "
@@ -200,6 +233,9 @@ class PeersContender(Contender):
 
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
         driver = self._driver = await self._backend.driver()
+        if driver.was_removed:
+            # No later try can come to another end.
+            raise StoreError(_REMOVED)
         driver.enter(self._uid, self)
         self._lost = lost
         if self._leading:
@@ -257,6 +293,12 @@ class PeersContender(Contender):
             self._won.set_exception(StoreUnavailable(effect.reason))
         elif lost is not None:
             lost(effect.reason)
+
+    def dismissed(self, reason: str) -> None:
+        """A leader is to give way, and is renewed until it has."""
+        lost, self._lost = self._lost, None
+        if self._leading and lost is not None:
+            lost(reason)
 
     def released(self) -> None:
         # One that comes after all patience may find us in a later term already.

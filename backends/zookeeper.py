@@ -83,7 +83,10 @@ class ZooKeeperBackend(Backend):
     grants 2 to 20 of its ticks, 4 to 40 s. What it granted is obeyed.
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {Capability.HANDOVER}
+    capabilities: ClassVar[frozenset[Capability]] = frozenset(Capability) - {
+        Capability.HANDOVER,
+        Capability.MEMBERS,
+    }
     minimum_ttl: float = 0.5
     # The server's limit for a request is 1 MiB, and the path is in it.
     maximum_value_size: ClassVar[float] = 1024 * 1024 - _ROOM_FOR_THE_REST

@@ -10,7 +10,7 @@ What is not promised: no lock service can stop a paused process's late write
 by itself. Hand `term.token` to the resource that you write to.
 """
 
-from .backend import Capability, KVPair
+from .backend import Capability, KVPair, Membership
 from .candidate import Candidate, NewCandidate, Term
 from .follower import Follower, NewFollower
 from .following import Leader, LeaderState
@@ -26,6 +26,7 @@ __all__ = [
     "Leader",
     "LeaderState",
     "Lock",
+    "Membership",
     "NewCandidate",
     "NewFollower",
     "NewStore",

@@ -26,6 +26,7 @@ from .follower import FollowerBase
 from .following import Leader
 from .lease import Claim
 from .lock import LockBase
+from .membership import AsyncMembers
 from .observation import Cursor
 from .store import Pairs, StoreBase
 from .term import TermBase
@@ -530,7 +531,7 @@ class Lock(LockBase[Term], Campaigner):
         await self._leave_block().__aexit__(kind, error, trace)
 
 
-class Store(StoreBase):
+class Store(StoreBase, AsyncMembers):
     """`leadership.Store` for asyncio: the same methods, awaited. Made by `new_store`."""
 
     async def _run(self, act: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,6 +43,8 @@ class Capability(StrEnum):
     """Tokens grow from term to term, over restarts of the store too."""
     FIFO = "fifo"
     """Who waits longest leads next, and a change of leader wakes one waiter."""
+    MEMBERS = "members"
+    """The nodes that make up the store can be listed and changed while it runs."""
     HANDOVER = "handover"
     """`resign(to=...)`: the leader names the one that leads next."""
 
@@ -68,6 +70,23 @@ class Entry:
 
     value: bytes
     token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The nodes that make up a store.
+
+    Attributes:
+        members: their addresses, sorted.
+        joining: the list that follows, while a change to it is under way; else empty.
+        retired: addresses that were removed: none of them can be added again.
+        epoch: rises by one with each change.
+    """
+
+    members: tuple[str, ...]
+    joining: tuple[str, ...] = ()
+    retired: tuple[str, ...] = ()
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +326,20 @@ class Backend(ABC):
 
         self._need(Capability.KV, Capability.WATCH)
         return observe_by_watch(self, key)
+
+    # --- nodes: Capability.MEMBERS ---
+
+    async def members(self) -> Membership:
+        """The nodes that make up the store, as one that is reached goes by them."""
+        raise self._lacks("members", Capability.MEMBERS)
+
+    async def change_members(
+        self, add: Collection[str], remove: Collection[str], timeout: float | None
+    ) -> Membership:
+        """See `Store.change_members`."""
+        raise self._lacks("change_members", Capability.MEMBERS)
+
+    # --- means ---
 
     def _need(self, *needed: Capability) -> None:
         missing = [c for c in needed if c not in self.capabilities]

@@ -123,9 +123,16 @@ class Conformance(ABC):
         with ThreadPoolExecutor(max_workers=16) as pool:
             yield pool
 
-    def until_told(self, stream: Stream[T], wanted: Callable[[T], bool]) -> T:
-        """Read on until a state is the wanted one; earlier ones may be coalesced or not."""
-        timer = threading.Timer(self.patience, stream.close)
+    def until_told(
+        self, stream: Stream[T], wanted: Callable[[T], bool], within: float | None = None
+    ) -> T:
+        """Read on until a state is the wanted one; earlier ones may be coalesced or not.
+
+        Args:
+            within: seconds that this may take; `patience` if not given.
+        """
+        limit = self.patience if within is None else within
+        timer = threading.Timer(limit, stream.close)
         timer.start()
         try:
             for state in stream:
@@ -133,7 +140,7 @@ class Conformance(ABC):
                     return state
         finally:
             timer.cancel()
-        raise AssertionError(f"the wanted state was not told within {self.patience:g} s")
+        raise AssertionError(f"the wanted state was not told within {limit:g} s")
 
     def until_waiting(self, contender: Campaigner) -> None:
         """Wait until a candidate's or lock's run, in another thread, has begun."""
@@ -530,4 +537,4 @@ class WatchConformance(Conformance):
             next(states)
             other.put(f"{directory}/key", "x", ttl=self.ttl)
             assert next(states) is not None
-            assert self.until_told(states, lambda pair: pair is None) is None
+            assert self.until_told(states, lambda pair: pair is None, self.lapse) is None

@@ -156,6 +156,31 @@ class PeerRefused(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PeerMembers(Event):
+    """This node goes by another member list now.
+
+    Attributes:
+        members: the addresses of all members, sorted.
+        joining: the list that follows, while the change to it is under way; else empty.
+        votes: whether this node is one of them; once removed it never votes again.
+    """
+
+    node: str
+    members: tuple[str, ...]
+    joining: tuple[str, ...]
+    votes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMembersDiffer(Event):
+    """This node was given another member list than its `state_dir` has, which it goes by."""
+
+    node: str
+    given: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EventsDropped(Event):
     """A hook was too slow; `count` events were not told."""
 
@@ -174,6 +199,8 @@ _LEVELS: dict[type[Event], int] = {
     PeerExposed: logging.WARNING,
     PeerRefused: logging.WARNING,
     PeerReady: logging.INFO,
+    PeerMembers: logging.INFO,
+    PeerMembersDiffer: logging.WARNING,
     Elected: logging.INFO,
     TermEnded: logging.INFO,
     Released: logging.INFO,

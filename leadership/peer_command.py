@@ -11,7 +11,16 @@ import typer
 from . import new_store
 from .commands import app as app
 from .errors import StoreUnavailable
-from .events import Event, Hook, PeerAlarm, PeerExposed, PeerReady, PeerRefused
+from .events import (
+    Event,
+    Hook,
+    PeerAlarm,
+    PeerExposed,
+    PeerMembers,
+    PeerMembersDiffer,
+    PeerReady,
+    PeerRefused,
+)
 from .reporting import Reporter
 from .signals import telling_signals
 
@@ -33,7 +42,11 @@ def peer(
         str, typer.Option(metavar="H:P", help="This node's address, as the members list it.")
     ],
     members: Annotated[
-        str, typer.Option(metavar="H:P,H:P,...", help="All members, this one among them.")
+        str,
+        typer.Option(
+            metavar="H:P,H:P,...",
+            help="All members, this one among them. A list in --state-dir has precedence.",
+        ),
     ],
     cluster: Annotated[
         str, typer.Option(metavar="NAME", help="Nodes of different names refuse each other.")
@@ -59,10 +72,17 @@ def peer(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Where terms are kept, so that tokens rise over any restart.",
+            help="Where terms and the member list are kept, so that tokens rise over any "
+            "restart, and members can be changed.",
             show_default=False,
         ),
     ] = None,
+    join: Annotated[
+        bool,
+        typer.Option(
+            "--join", help="Wait to be added to the members: leadership peers add. Can stay."
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Report on stderr as JSON, one object a line.")
     ] = False,
@@ -80,6 +100,7 @@ def peer(
         "ttl_ceiling": ttl_ceiling,
         "secret": secret,
         "state_dir": state_dir,
+        "join": join,
     }
     ended = threading.Event()
     status: list[int] = []
@@ -114,6 +135,23 @@ def _telling(reporter: Reporter) -> Hook:
         match event:
             case PeerReady(node=node):
                 reporter.say("ready", f"{node} takes part", node=node, at=event.at)
+            case PeerMembers(node=node, members=members, joining=joining, votes=votes):
+                listed = ", ".join(members)
+                sentence = (
+                    f"the members change from {listed} to {', '.join(joining)}"
+                    if joining
+                    else f"the members are {listed}"
+                )
+                if not votes:
+                    sentence += f"; {node} is none of them, and never votes again: end it"
+                fields = {"members": members, "joining": joining, "votes": votes}
+                reporter.say("members", sentence, node=node, at=event.at, **fields)
+            case PeerMembersDiffer(node=node, given=given, kept=kept):
+                sentence = (
+                    f"{node} goes by the members in its state directory, {', '.join(kept)}, not "
+                    f"by those that it was given, {', '.join(given)}"
+                )
+                reporter.say("differ", sentence, node=node, given=given, kept=kept, at=event.at)
             case PeerExposed(node=node):
                 sentence = (
                     f"{node} can be reached from other machines and has no secret: give all "

@@ -13,6 +13,7 @@ from .checks import checked_key, checked_ttl, checked_value
 from .clock import Clock
 from .core import Core, open_core
 from .events import Hook
+from .membership import Members
 from .observation import Cursor, Observation, states
 from .retry import DEFAULT_RETRY
 from .streams import Stream
@@ -96,7 +97,7 @@ class StoreBase:
             core.close_soon()
 
 
-class Store(StoreBase):
+class Store(StoreBase, Members):
     """A key-value store with TTL keys, compare-and-swap, watches and locks.
 
     Keys are relative paths such as `service/swarm/leader`; one leading and a

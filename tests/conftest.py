@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.servers import consul as consul_servers
+from tests.servers.consul import ConsulCluster, ConsulServer
+from tests.servers.consul_client import ConsulClient, ExternalConsul
 from tests.servers.etcd import EtcdCluster, EtcdServer, installed_version
 from tests.servers.etcd_client import EtcdClient, ExternalEtcd
 from tests.servers.programs import ServerMissingError
@@ -20,7 +23,7 @@ from tests.servers.zookeeper import (
 )
 from tests.servers.zookeeper import installed_version as installed_zookeeper
 
-pytest_plugins = ["pytester", "tests.etcd_elections"]
+pytest_plugins = ["pytester", "tests.etcd_elections", "tests.consul_elections"]
 
 # A shell's background job ignores SIGINT, what `nohup` starts SIGHUP, and every program
 # started from it would too: with a handler here, or none, they begin with the default.
@@ -30,6 +33,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 MakeEtcd = Callable[..., EtcdServer]
+MakeConsul = Callable[..., ConsulServer]
 MakeZooKeeper = Callable[..., ZooKeeperServer]
 
 _BUILT_IN = frozenset({"memory", "peers"})
@@ -39,6 +43,13 @@ _BACKEND_OF_FIXTURE = {
     "etcd_server": "etcd",
     "etcd_cluster": "etcd",
     "make_etcd": "etcd",
+    "consul": "consul",
+    "consul_server": "consul",
+    "consul_cluster": "consul",
+    "make_consul": "consul",
+    "consul_store": "consul",
+    "relayed_store": "consul",
+    "default_consul": "consul",
     "zookeeper": "zookeeper",
     "zookeeper_server": "zookeeper",
     "zookeeper_ensemble": "zookeeper",
@@ -100,6 +111,62 @@ def _require_native_etcd() -> None:
         # Only who chose a server elsewhere, on their own machine, is let off.
         if os.environ.get("LEADERSHIP_TEST_ETCD") and not os.environ.get("CI"):
             pytest.skip(f"needs an etcd of its own to kill: {error}")
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def consul() -> Iterator[ConsulClient]:
+    """One Consul for the whole run, whose sessions may live 1 s; keys of your own, please.
+
+    LEADERSHIP_TEST_CONSUL=host:port names a running one to use instead.
+    """
+    external = os.environ.get("LEADERSHIP_TEST_CONSUL")
+    if external:
+        outside = ExternalConsul(external)
+        _versions["consul"] = outside.version
+        yield outside
+    else:
+        _require_native_consul()
+        with ConsulServer() as server:
+            yield server
+
+
+@pytest.fixture(scope="session")
+def default_consul() -> Iterator[ConsulServer]:
+    """One Consul with its default times for the whole run."""
+    _require_native_consul()
+    with ConsulServer(fast=False) as server:
+        yield server
+
+
+@pytest.fixture
+def make_consul() -> Iterator[MakeConsul]:
+    """``make_consul(**options)`` starts a :class:`ConsulServer`; they stop with the test."""
+    _require_native_consul()
+    with contextlib.ExitStack() as servers:
+        yield lambda **options: servers.enter_context(ConsulServer(**options))
+
+
+@pytest.fixture
+def consul_server(make_consul: MakeConsul) -> ConsulServer:
+    """A Consul of the test's own, to kill, pause and restart."""
+    return make_consul()
+
+
+@pytest.fixture
+def consul_cluster() -> Iterator[ConsulCluster]:
+    """Three Consul servers of the test's own."""
+    _require_native_consul()
+    with ConsulCluster() as cluster:
+        yield cluster
+
+
+def _require_native_consul() -> None:
+    try:
+        _versions["consul"] = consul_servers.installed_version()
+    except ServerMissingError as error:
+        if os.environ.get("LEADERSHIP_TEST_CONSUL") and not os.environ.get("CI"):
+            pytest.skip(f"needs a Consul of its own to kill: {error}")
         pytest.fail(str(error), pytrace=False)
 
 

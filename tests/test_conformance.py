@@ -17,6 +17,7 @@ from leadership.backends.memory import MemoryBackend
 from leadership.testing import BackendConformance, Cuttable, FaultyBackend
 
 from .peers_cluster import PeersCluster, backend_of, cut_off, running
+from .servers.consul_client import ConsulClient
 from .servers.etcd_client import EtcdClient
 from .servers.fault_proxy import FaultProxy, Mode
 from .servers.zookeeper import ZooKeeperClient, ZooKeeperEnsemble
@@ -61,6 +62,47 @@ class TestEtcd(BackendConformance):
             proxy.set(Mode.PASS)
 
         return new_store(f"etcd://{proxy.endpoint}"), cut_off
+
+
+class TestConsul(BackendConformance):
+    ttl = 1.0
+
+    @pytest.fixture(autouse=True)
+    def _server(self, consul: ConsulClient) -> Iterator[None]:
+        self.server = consul
+        with contextlib.ExitStack() as self.proxies:
+            yield
+
+    def make_store(self) -> Store:
+        return new_store(self.server.url)
+
+    def make_cuttable_store(self) -> Cuttable:
+        host, _, port = self.server.endpoint.rpartition(":")
+        proxy = self.proxies.enter_context(FaultProxy(int(port), host))
+
+        @contextlib.contextmanager
+        def cut_off() -> Iterator[None]:
+            proxy.set(Mode.RESET)
+            yield
+            proxy.set(Mode.PASS)
+
+        return new_store(self.server.url_of(proxy.endpoint)), cut_off
+
+
+@pytest.mark.long
+class TestConsulAsItComes(TestConsul):
+    """With the server's own settings, under which no session is shorter than 10 s."""
+
+    ttl = 10.0
+
+    @pytest.fixture(autouse=True)
+    def _server(self, default_consul: ConsulClient) -> Iterator[None]:
+        self.server = default_consul
+        with contextlib.ExitStack() as self.proxies:
+            yield
+
+    def make_store(self) -> Store:
+        return new_store(f"consul://{self.server.endpoint}")
 
 
 class OnZooKeeper(BackendConformance):

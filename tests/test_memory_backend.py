@@ -423,6 +423,6 @@ class TestConstruction:
         ]
         assert names == ["a", "a/b/c", "b"]
 
-    def test_it_has_all_capabilities_but_a_queue(self) -> None:
-        assert MemoryBackend.capabilities == set(Capability) - {Capability.FIFO}
+    def test_it_has_all_capabilities_but_a_queue_and_nodes(self) -> None:
+        assert MemoryBackend.capabilities == set(Capability) - {Capability.FIFO, Capability.MEMBERS}
         assert MemoryBackend.conditions

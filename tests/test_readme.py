@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import queue
 import re
 import shlex
+import subprocess
+import sys
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from leadership import Candidate, Store, errors, events, new_store
 from leadership.backend import Backend
+from leadership.clock import SystemClock
 from leadership.testing import BackendConformance
 
 from .command import leadership
-from .peers_cluster import PeersCluster, backend_of
+from .peers_cluster import backend_of
 from .servers.etcd_client import EtcdClient
+from .servers.ports import free_port
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text()
+CLOCK = SystemClock()
 ADDRESS = "etcd://127.0.0.1:2379"
 
 EXAMPLES = dict(re.findall(r"<!-- ([\w-]+) -->\n```python\n(.*?)```", TEXT, re.DOTALL))
@@ -43,8 +52,9 @@ class Example:
         self.at_print()
 
     def run(self, name: str) -> Names:
-        # Some keys recur on one server, so each example has its own part of it.
-        code = EXAMPLES[name].replace(ADDRESS, self.url)
+        return self.run_code(name, EXAMPLES[name].replace(ADDRESS, self.url))
+
+    def run_code(self, name: str, code: str) -> Names:
         try:
             exec(compile(code, f"README.md: {name}", "exec"), self.names)
         finally:
@@ -52,6 +62,14 @@ class Example:
                 if isinstance(value, Store):
                     value.close()
         return self.names
+
+
+def on_free_ports(code: str) -> tuple[str, list[str]]:
+    """An example with three nodes on this machine, and their addresses here."""
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    for number, address in enumerate(addresses, start=7001):
+        code = code.replace(f"127.0.0.1:{number}", address)
+    return code, addresses
 
 
 @pytest.fixture
@@ -65,28 +83,62 @@ def test_every_example_is_named_and_run() -> None:
     assert set(EXAMPLES) <= tested
 
 
-def run_the_loop(example: Example) -> None:
+@pytest.mark.backend("peers")
+def test_example_the_loop(tmp_path: Path) -> None:
+    # The first thing that anybody tries: from nothing to the third leader in this time.
+    deadline = CLOCK.now() + 20
+    code, _ = on_free_ports(EXAMPLES["the-loop"])
+    program = tmp_path / "lead.py"
+    program.write_text(code)
+    tokens: queue.Queue[int] = queue.Queue()
+
+    def read(lines: IO[str]) -> None:
+        for line in lines:
+            tokens.put(int(line.removeprefix("leading, fencing token ")))
+
+    with contextlib.ExitStack() as stack:
+        for number in range(3):
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, str(program), str(number)], stdout=subprocess.PIPE, text=True
+                )
+            )
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            threading.Thread(target=read, args=[process.stdout], daemon=True).start()
+        told = [tokens.get(timeout=max(0.0, deadline - CLOCK.now())) for _ in range(3)]
+    assert len(set(told)) == 3
+
+
+def run_the_loop_on_etcd(example: Example) -> None:
     example.at_print = lambda: len(example.printed) == 3 and example.names["candidate"].stop()
-    example.run("the-loop")
+    example.run("etcd")
     tokens = [token for _, token in example.printed]
     assert tokens == sorted(set(tokens))
     assert len(tokens) == 3
 
 
 @pytest.mark.backend("memory")
-def test_example_the_loop(example: Example) -> None:
-    run_the_loop(example)
+def test_example_etcd(example: Example) -> None:
+    run_the_loop_on_etcd(example)
 
 
 def test_the_loop_on_etcd(etcd: EtcdClient) -> None:
-    run_the_loop(Example(etcd.url))
+    run_the_loop_on_etcd(Example(etcd.url))
     assert etcd.ctl("get", "--prefix", "--keys-only", "service/swarm/leader") == ""
 
 
-@pytest.mark.backend("memory")
+@pytest.mark.backend("peers")
 def test_example_following(example: Example) -> None:
-    with new_store(example.url) as store:
-        candidate = Candidate(store, "service/swarm/leader", "10.0.0.5:8080")
+    code, addresses = on_free_ports(EXAMPLES["following"])
+    members = f"peers://{','.join(addresses)}?ttl_ceiling=1&bootstrap=1&listen="
+    with contextlib.ExitStack() as stack:
+        stores = [stack.enter_context(new_store(members + each)) for each in addresses]
+        for store in stores:
+            store.core.call(backend_of(store).driver)
+        for store in stores:
+            store.connect()
+        candidate = Candidate(stores[0], "service/swarm/leader", "10.0.0.5:8080", ttl=1)
 
         def change() -> None:
             if example.printed == [(None,)]:
@@ -98,23 +150,40 @@ def test_example_following(example: Example) -> None:
 
         example.at_print = change
         with pytest.raises(InterruptedError):
-            example.run("following")
+            example.run_code("following", code)
     assert example.printed == [(None,), ("10.0.0.5:8080",), (None,)]
 
 
 @pytest.mark.backend("peers")
+def test_example_members(example: Example, tmp_path: Path) -> None:
+    code, addresses = on_free_ports(EXAMPLES["members"])
+    members = f"peers://{','.join(addresses)}?ttl_ceiling=1&bootstrap=1"
+    with contextlib.ExitStack() as stack:
+        stores = [
+            stack.enter_context(
+                new_store(members, listen=each, state_dir=str(tmp_path / str(number)))
+            )
+            for number, each in enumerate(addresses)
+        ]
+        for store in stores:
+            store.core.call(backend_of(store).driver)
+        for store in stores:
+            store.connect()
+        example.run_code("members", code)
+    assert example.printed == [
+        (tuple(sorted(addresses)),),
+        (tuple(sorted(addresses[:2])), (addresses[2],)),
+    ]
+
+
+@pytest.mark.backend("peers")
 def test_example_peers(example: Example) -> None:
-    cluster = PeersCluster(3, secret="", ttl_ceiling=2)
-    del cluster.options["secret"], cluster.options["wall_clock_skew"]
-    code = EXAMPLES["peers"]
-    for number, address in enumerate(cluster.addresses, start=7001):
-        code = code.replace(f"127.0.0.1:{number}", address)
-    stores = [new_store(cluster.url(number)) for number in (1, 2)]
-    for store in stores:
-        store.core.call(backend_of(store).driver)
-    exec(compile(code, "README.md: peers", "exec"), example.names)
-    for store in stores:
-        store.close()
+    code, addresses = on_free_ports(EXAMPLES["peers"])
+    with contextlib.ExitStack() as stack:
+        for each in addresses[1:]:
+            store = stack.enter_context(new_store("peers", addresses, listen=each, ttl_ceiling=2))
+            store.core.call(backend_of(store).driver)
+        example.run_code("peers", code)
     assert example.printed[0][1] > 0
 
 
@@ -209,11 +278,12 @@ def test_its_commands_have_the_options_that_it_shows() -> None:
     shown = re.findall(r"^leadership .*$", TEXT, re.MULTILINE)
     assert len(shown) >= 3
     for line in shown:
-        _, command, *rest = shlex.split(line)
-        help_text = leadership(command, "--help").stdout
+        _, *rest = shlex.split(line)
+        command = [*itertools.takewhile(lambda word: not word.startswith("-"), rest)]
+        help_text = leadership(*command, "--help").stdout
         ours = rest[: rest.index("--")] if "--" in rest else rest
         for option in (word for word in ours if word.startswith("--")):
-            assert f"{option} " in help_text, f"{command} has no {option}"
+            assert f"{option} " in help_text, f"{' '.join(command)} has no {option}"
 
 
 def test_its_tree_of_errors_is_the_real_one() -> None:

@@ -2,18 +2,17 @@
 # Put the servers that the tests need into a private folder, from the distribution's own
 # packages, which are only unpacked: nothing is installed system-wide, root is not needed.
 #
-#   install.sh [etcd] [zookeeper]...      every known server when none is named
+#   install.sh [etcd|consul|zookeeper]...      every known server when none is named
 #
-# Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl,zookeeper}.
+# Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl,consul,zookeeper}.
 #
 #   LEADERSHIP_SERVERS    FOLDER; default: .servers in the checkout
 #   LEADERSHIP_DEBS       folder of .deb files by suite: looked in first, filled afterwards
 #   LEADERSHIP_MIRROR     base address of a package mirror; default: the one apt uses here
-#   ETCD_SUITES           suites to try, in this order
-#   ZOOKEEPER_SUITES      the same
+#   ETCD_SUITES           suites to try, in this order; CONSUL_SUITES, ZOOKEEPER_SUITES likewise
 set -euo pipefail
 
-known="etcd zookeeper"
+known="etcd consul zookeeper"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf 'install.sh: %s\n' "$*" >&2; }
@@ -25,14 +24,18 @@ distribution() { # distribution FIELD: from os-release
 
 if [ "$(distribution ID)" = ubuntu ]; then
     default_suites="$(distribution VERSION_CODENAME) noble jammy"
+    consul_suites="jammy"
     components="main universe"
     keyring=/usr/share/keyrings/ubuntu-archive-keyring.gpg
 else
     default_suites="trixie bookworm"
+    # Later suites have no Consul.
+    consul_suites="bullseye"
     components="main"
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 fi
 ETCD_SUITES=${ETCD_SUITES:-$default_suites}
+CONSUL_SUITES=${CONSUL_SUITES:-$consul_suites}
 ZOOKEEPER_SUITES=${ZOOKEEPER_SUITES:-$default_suites}
 
 folder=${LEADERSHIP_SERVERS:-$here/../../.servers}
@@ -155,6 +158,20 @@ install_etcd() {
             [ -n "$(version_etcd)" ] && return 0
         fi
         say "etcd: not from $suite"
+    done
+    return 1
+}
+
+version_consul() { "$folder/bin/consul" version 2>/dev/null | sed -n 1p; }
+
+install_consul() {
+    local suite
+    for suite in $CONSUL_SUITES; do
+        if fetch "$suite" consul && unpack "$suite" consul consul; then
+            link consul usr/bin/consul
+            [ -n "$(version_consul)" ] && return 0
+        fi
+        say "consul: not from $suite"
     done
     return 1
 }

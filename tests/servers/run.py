@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from tests.servers.consul import ConsulServer
+from tests.servers.consul_client import ExternalConsul
 from tests.servers.etcd import EtcdServer
 from tests.servers.etcd_client import ExternalEtcd
 from tests.servers.zookeeper import zookeeper_url
@@ -30,7 +32,17 @@ def etcd_url(fast: bool) -> Iterator[str]:
             yield server.url
 
 
-SERVERS = {"etcd": etcd_url, "zookeeper": zookeeper_url}
+@contextlib.contextmanager
+def consul_url(fast: bool) -> Iterator[str]:
+    external = os.environ.get("LEADERSHIP_TEST_CONSUL")
+    if external:
+        yield ExternalConsul(external).url
+    else:
+        with ConsulServer(fast=fast) as server:
+            yield server.url
+
+
+SERVERS = {"etcd": etcd_url, "consul": consul_url, "zookeeper": zookeeper_url}
 
 
 def run(command: Sequence[str], url: str) -> int:

@@ -10,18 +10,29 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 runs_docker() { has docker && docker info >/dev/null 2>&1; }
 
-if has apt-get && has dpkg-deb; then
-    wanted=
-    [ -n "${LEADERSHIP_TEST_ETCD:-}" ] || wanted="etcd"
-    [ -n "${LEADERSHIP_TEST_ZOOKEEPER:-}" ] || wanted="$wanted zookeeper"
+wanted=
+for server in etcd consul zookeeper; do
+    given=LEADERSHIP_TEST_${server^^}
+    [ -n "${!given:-}" ] || wanted="$wanted $server"
+done
+
+if [ -z "$wanted" ]; then
+    :
+elif has apt-get && has dpkg-deb; then
     # shellcheck disable=SC2086
-    [ -z "$wanted" ] || "$here/install.sh" $wanted
+    "$here/install.sh" $wanted
 elif runs_docker; then
-    docker compose --project-directory "$here/../.." up -d --wait
+    # shellcheck disable=SC2086
+    docker compose --project-directory "$here/../.." up -d --wait $wanted
     export LEADERSHIP_TEST_ETCD=${LEADERSHIP_TEST_ETCD:-127.0.0.1:2379}
+    export LEADERSHIP_TEST_CONSUL=${LEADERSHIP_TEST_CONSUL:-127.0.0.1:8500}
     export LEADERSHIP_TEST_ZOOKEEPER=${LEADERSHIP_TEST_ZOOKEEPER:-127.0.0.1:2181}
-elif [ -z "${LEADERSHIP_TEST_ETCD:-}" ] && ! { has etcd && has etcdctl; }; then
-    echo "with_servers.sh: no etcd: this machine has neither apt, nor etcd, nor a running Docker" >&2
-    exit 1
+else
+    for program in etcd etcdctl consul zookeeper; do
+        has "$program" || {
+            echo "with_servers.sh: no $program, and neither apt nor a running Docker to get it by" >&2
+            exit 1
+        }
+    done
 fi
 exec "$@"

@@ -1,0 +1,261 @@
+"""Consul servers of our own, to be killed, paused, restarted."""
+
+import contextlib
+import functools
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.servers.certificates import make_certificates
+from tests.servers.consul_client import ConsulClient, ConsulError
+from tests.servers.ports import LOOPBACK, free_port, require_free
+from tests.servers.process import ServerProcess
+from tests.servers.programs import program
+from tests.waiting import wait_until
+
+ROOT_TOKEN = "5f0d1c3e-1007-4000-8000-000000000000"
+
+_READY_DEADLINE = 30.0
+
+
+@functools.cache
+def installed_version() -> str:
+    """The version of the consul program on this machine, e.g. ``1.8.7``."""
+    answer = subprocess.run(
+        [program("consul"), "version"], capture_output=True, text=True, check=True
+    )
+    return answer.stdout.splitlines()[0].rpartition(" v")[2]
+
+
+class ConsulServer(ConsulClient):
+    """One Consul server on free loopback ports; the ports and data stay until :meth:`stop`.
+
+    ``fast``: a session may live 1 s (else 10 s), and a cluster's members notice death sooner.
+    ``tls``: clients must use TLS and show a certificate.
+    ``acl``: a token is needed; :data:`ROOT_TOKEN` may do all, see :meth:`make_token`.
+    ``limits``: of the server's own section of that name.
+    """
+
+    def __init__(
+        self,
+        *,
+        fast: bool = True,
+        tls: bool = False,
+        acl: bool = False,
+        limits: dict[str, Any] | None = None,
+        name: str = "consul",
+    ) -> None:
+        self.name = name
+        self.http_port = free_port()
+        self.server_port = free_port()
+        self.serf_port = free_port()
+        super().__init__([f"{LOOPBACK}:{self.http_port}"])
+        self.session_ttl_min = 1 if fast else 10
+        self.version = installed_version()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"leadership-{name}-"))
+        self.cluster_size = 1
+        self.join: list[str] = []
+        self._fast = fast
+        self._acl = acl
+        self._limits = limits or {}
+        self._process = ServerProcess(name, self.folder / "log")
+        if tls:
+            self.certificates = make_certificates(self.folder / "certificates")
+        if acl:
+            self.token = ROOT_TOKEN
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_running
+
+    def start(self) -> None:
+        """Start on the data there is, if any, and return when the server takes writes."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """:meth:`start` without the wait: a cluster's members wait for each other."""
+        if self.is_running:
+            raise RuntimeError(f"{self.name} is running already")
+        for port in (self.http_port, self.server_port, self.serf_port):
+            require_free(port)
+        configuration = self.folder / "configuration.json"
+        configuration.write_text(json.dumps(self._configuration()))
+        self._process.start([program("consul"), "agent", f"-config-file={configuration}"])
+
+    def wait_ready(self, timeout: float = _READY_DEADLINE) -> None:
+        wait_until(self._is_ready, timeout, f"{self.name} ready; its log is {self._process.log}")
+
+    def start_again(self) -> None:
+        """Start after :meth:`kill` or :meth:`terminate`, on the same data and ports."""
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: the machine has the connections still open, the server does not answer."""
+        self._process.pause()
+
+    def resume(self) -> None:
+        """SIGCONT; returns when the server answers again."""
+        self._process.resume()
+        self.wait_ready()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end. The data stay."""
+        self._process.kill()
+
+    def terminate(self) -> None:
+        """SIGTERM, and wait for the end. The data stay."""
+        self._process.terminate()
+
+    def stop(self) -> None:
+        """End for good: the data go too. Stopping twice is fine."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def is_leader(self) -> bool:
+        if not self.is_running or self._process.is_paused:
+            return False
+        with contextlib.suppress(OSError, ConsulError):
+            stats = self.api("GET", "agent/self")["Stats"]
+            return bool(stats["consul"]["leader"] == "true")
+        return False
+
+    def make_token(self, rules: str) -> str:
+        """The secret of a new token with these rules (HCL)."""
+        name = f"rules-{abs(hash(rules))}"
+        self.api("PUT", "acl/policy", {"Name": name, "Rules": rules})
+        made = self.api("PUT", "acl/token", {"Policies": [{"Name": name}]})
+        return str(made["SecretID"])
+
+    def _is_ready(self) -> bool:
+        self._process.require_running()
+        # A leader alone is not enough: sessions need the node, which it registers a moment later.
+        with contextlib.suppress(OSError, ConsulError):
+            nodes = self.api("GET", "catalog/nodes", consistent="")
+            return any(each["Node"] == self.name for each in nodes or ()) and self.is_running
+        return False
+
+    def _configuration(self) -> dict[str, Any]:
+        http, https = (self.http_port, -1) if self.certificates is None else (-1, self.http_port)
+        settings: dict[str, Any] = {
+            "node_name": self.name,
+            "data_dir": str(self.folder / "data"),
+            "server": True,
+            "bootstrap_expect": self.cluster_size,
+            "bind_addr": LOOPBACK,
+            "client_addr": LOOPBACK,
+            "log_level": "WARN",
+            "retry_join": self.join,
+            "retry_interval": "500ms",
+            "leave_on_terminate": False,
+            "skip_leave_on_interrupt": True,
+            "disable_update_check": True,
+            # Every write that is left is a client's.
+            "disable_coordinates": True,
+            "ports": {
+                "http": http,
+                "https": https,
+                "server": self.server_port,
+                "serf_lan": self.serf_port,
+                "serf_wan": -1,
+                "dns": -1,
+                "grpc": -1,
+            },
+            "performance": {"raft_multiplier": 1},
+            "limits": self._limits,
+        }
+        if self._fast:
+            settings["session_ttl_min"] = "1s"
+            settings["gossip_lan"] = {
+                "gossip_interval": "50ms",
+                "probe_interval": "200ms",
+                "probe_timeout": "100ms",
+                "suspicion_mult": 2,
+            }
+        if self._acl:
+            settings["acl"] = {
+                "enabled": True,
+                "default_policy": "deny",
+                "tokens": {"master": ROOT_TOKEN, "agent": ROOT_TOKEN},
+            }
+        if self.certificates is not None:
+            settings |= {
+                "ca_file": str(self.certificates.authority),
+                "cert_file": str(self.certificates.server),
+                "key_file": str(self.certificates.server_key),
+                "verify_incoming_https": True,
+            }
+        return settings
+
+
+class ConsulCluster(ConsulClient):
+    """Three servers. Kill, pause, restart them through :attr:`members` or :meth:`leader`."""
+
+    def __init__(self, *, fast: bool = True, size: int = 3) -> None:
+        self.members = [ConsulServer(fast=fast, name=f"consul-{i + 1}") for i in range(size)]
+        super().__init__([member.endpoint for member in self.members])
+        self.session_ttl_min = self.members[0].session_ttl_min
+        self.version = self.members[0].version
+        for member in self.members:
+            member.cluster_size = size
+            member.join = [f"{LOOPBACK}:{other.serf_port}" for other in self.members]
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start every member that is down; return when all take writes."""
+        for member in self.members:
+            if not member.is_running:
+                member.launch()
+        for member in self.members:
+            member.wait_ready()
+
+    def stop(self) -> None:
+        for member in self.members:
+            member.stop()
+
+    def leader(self, timeout: float = _READY_DEADLINE) -> ConsulServer:
+        """The member that leads; waits for an election that is under way."""
+        return wait_until(self._find_leader, timeout, "a leader in the Consul cluster")
+
+    def _find_leader(self) -> ConsulServer | None:
+        leading = [member for member in self.members if member.is_leader()]
+        return leading[0] if len(leading) == 1 else None

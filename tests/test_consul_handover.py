@@ -1,0 +1,242 @@
+"""Who is next on Consul: hand-overs, ranks, and what is left of one who gives up in between."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from leadership import Candidate, Store, aio, new_store
+from leadership.backends._consul_requests import LOCK_FLAGS
+from leadership.backends._consul_watch import Feed, Snapshot, Target
+from leadership.errors import StoreUnavailable
+from leadership.events import (
+    Elected,
+    Event,
+    Released,
+)
+
+from .consul_elections import contender, opened, places, until_waiting, win
+from .etcd_elections import told
+from .servers.consul_client import ConsulClient
+from .servers.consul_relay import Asked, ConsulRelay, LostReplyError
+from .waiting import async_wait_until, wait_until
+
+
+def writes(relay: ConsulRelay) -> list[Asked]:
+    return [asked for asked in relay.asked if asked.writes]
+
+
+class TestHandingOver:
+    def test_who_just_waited_is_handed_the_key_in_one_commit_and_not_twice_in_a_row(
+        self,
+        consul: ConsulClient,
+        consul_relay: ConsulRelay,
+        relayed_store: Store,
+        key: str,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        with new_store(consul.url_of(consul_relay.endpoint)) as other:
+            leader = Candidate(relayed_store, key, "a", ttl=30)
+            waiter = Candidate(other, key, "b", ttl=30)
+            tokens = [leader.campaign(timeout=10).token]
+            for handed in (True, False, True):
+                self.until_witnessed(leader)
+                waiting = pool.submit(waiter.campaign)
+                until_waiting(consul, key)
+                self.until_witnessed(leader, 1)
+                consul_relay.asked.clear()
+                leader.resign()
+                tokens.append(waiting.result(10).token)
+                release = writes(consul_relay)[0]
+                assert release.does("delete", key)
+                assert release.does("lock", key) is handed
+                assert places(consul, key) == []
+                leader, waiter = waiter, leader
+            assert tokens == sorted(set(tokens))
+            leader.stop()
+
+    def until_witnessed(self, candidate: Candidate, count: int = 0) -> None:
+        assert candidate._candidacy is not None
+        part: Any = candidate._candidacy._contender
+        wait_until(lambda: len(part._attendance._seen) == count, 10, "the leader's notice")
+
+    def test_who_waits_on_shows_that_it_is_alive(
+        self,
+        consul: ConsulClient,
+        consul_relay: ConsulRelay,
+        relayed_store: Store,
+        consul_store: Store,
+        key: str,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        with Candidate(consul_store, key, "b", ttl=2).campaign(timeout=10):
+            waiting = pool.submit(Candidate(relayed_store, key, "a", ttl=2).campaign)
+            until_waiting(consul, key)
+            (place,) = consul.keys(f"{key}.waiting/")
+            first = consul.entry(place)["ModifyIndex"]  # type: ignore[index]
+            wait_until(
+                lambda: consul.entry(place)["ModifyIndex"] > first + 2,  # type: ignore[index]
+                10,
+                "refreshments",
+            )
+        waiting.result(10)
+
+    def test_who_was_not_seen_alive_of_late_is_not_handed_the_key(
+        self, consul: ConsulClient, consul_store: Store, key: str, pool: ThreadPoolExecutor
+    ) -> None:
+        sessions = [
+            consul.api("PUT", "session/create", {"Behavior": each, "LockDelay": "0s"})["ID"]
+            for each in ("release", "delete")
+        ]
+        leader = Candidate(consul_store, key, "a", ttl=1)
+        leader.campaign(timeout=10)
+        self.until_witnessed(leader)
+        dead = json.dumps({"session": sessions[0], "value": "", "refreshed": 0}).encode()
+        consul.put(f"{key}.waiting/{sessions[0]}", dead, acquire=sessions[1])
+        self.until_witnessed(leader, 1)
+        with new_store(consul.url) as other:
+            second = Candidate(other, key, "b", ttl=1)
+            waiting = pool.submit(second.campaign)
+            until_waiting(consul, key, 2)
+            assert leader._candidacy is not None
+            part: Any = leader._candidacy._contender
+            wait_until(lambda: part._attendance.successor(1 / 3) is None, 10, "its silence")
+            leader.stop()
+            # It gives the one before it its time, and then goes on.
+            assert waiting.result(10).is_valid()
+            second.stop()
+        for session in sessions:
+            consul.destroy_session(session)
+        assert consul.keys(key) == []
+
+    def test_who_resigned_leaves_other_clients_the_time_to_try(
+        self, consul: ConsulClient, consul_store: Store, key: str, events: list[Event]
+    ) -> None:
+        session = consul.api("PUT", "session/create", {"LockDelay": "0s"})["ID"]
+        candidate = Candidate(consul_store, key, "ours", ttl=10)
+        with candidate.run_for_election() as standings:
+            assert [next(standings), next(standings)] == [False, True]
+            candidate.resign()
+            assert [next(standings), next(standings)] == [False, True]
+            wait_until(lambda: len(told(events, Elected)) == 2, 10, "the second term")
+            released, elected = told(events, Released)[0], told(events, Elected)[1]
+            assert 0.4 < elected.at - released.at < 5
+            candidate.resign()
+            assert consul.put(key, b"theirs", acquire=session, flags=str(LOCK_FLAGS))
+            assert next(standings) is False
+        consul.destroy_session(session)
+        consul.delete(key)
+
+
+@pytest.mark.long
+def test_while_a_lock_delay_lasts_those_further_back_hardly_try(
+    consul: ConsulClient, consul_relay: ConsulRelay, key: str
+) -> None:
+    """As after the death of one who used another client: those delay by 15 s if not told else."""
+
+    async def scenario() -> int:
+        session = consul.api("PUT", "session/create", {"LockDelay": "2s"})["ID"]
+        assert consul.put(key, b"theirs", acquire=session, flags=str(LOCK_FLAGS))
+        async with contextlib.AsyncExitStack() as stack:
+            address = consul.url_of(consul_relay.endpoint)
+            store = await stack.enter_async_context(aio.new_store(address))
+            runs = [
+                asyncio.ensure_future(aio.Candidate(store, key, str(n), ttl=60).campaign())
+                for n in range(30)
+            ]
+            await async_wait_until(lambda: len(places(consul, key)) == 30, 20, "all to wait")
+            consul_relay.asked.clear()
+            consul.destroy_session(session)
+            done, others = await asyncio.wait(runs, timeout=20, return_when=asyncio.FIRST_COMPLETED)
+            assert len(done) == 1
+            tries = sum(asked.does("lock", key) for asked in consul_relay.asked)
+            for run in others:
+                run.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+        return tries
+
+    # The first in rank tries every half second; each other the less often the further back.
+    assert asyncio.run(scenario()) < 40
+    assert consul.keys(key) == []
+
+
+class TestContenders:
+    def test_an_entry_whose_removal_was_sent_does_not_lead_again(
+        self, consul: ConsulClient, consul_relay: ConsulRelay, key: str
+    ) -> None:
+        async def scenario() -> None:
+            def lose(asked: Asked) -> None:
+                if asked.does("delete", key):
+                    raise LostReplyError
+
+            async with opened(consul_relay.endpoint) as backend:
+                part = contender(backend, key)
+                first, _ = await win(part)
+                consul_relay.before = lose
+                with pytest.raises(StoreUnavailable):
+                    await part.leave()
+                consul_relay.before = lambda asked: None
+                again, _ = await win(part)
+                assert again.token > first.token
+                await part.leave()
+                await part.close()
+
+        asyncio.run(scenario())
+        assert consul.keys(key) == []
+
+    async def scenario(self, consul: ConsulClient, key: str) -> None:
+        async with opened(consul.endpoint) as one, opened(consul.endpoint) as two:
+            first, second = contender(one, key), contender(two, key, b"b")
+            claim, lost = await win(first)
+            waiting = asyncio.ensure_future(win(second))
+            await async_wait_until(lambda: places(consul, key), 10, "the second's place")
+            # Given up between the hand-over and the moment in which it is heard of.
+            await async_wait_until(lambda: first._attendance._seen, 10, "the leader's notice")
+            (place, _) = next(iter(first._attendance._seen.values()))
+            held = consul.entry(key)
+            assert held is not None
+            waiting.cancel()
+            assert await first._hand_over(first._held, place) is True
+            await asyncio.wait([waiting])
+            await second.leave()
+            assert consul.keys(key) == []
+            assert lost
+            assert claim.token == held["CreateIndex"]
+            for each in (first, second):
+                await each.close()
+
+    def test_one_who_is_handed_the_key_while_it_leaves_lets_go_of_it(
+        self, consul: ConsulClient, key: str
+    ) -> None:
+        asyncio.run(self.scenario(consul, key))
+
+    def test_one_whose_place_went_by_a_hand_over_unheard_of_lets_go_of_the_key_too(
+        self, consul: ConsulClient, key: str
+    ) -> None:
+        async def scenario() -> None:
+            async with opened(consul.endpoint) as one, opened(consul.endpoint) as two:
+                first, second = contender(one, key), contender(two, key, b"b", ttl=1)
+                await win(first)
+                waiting = asyncio.ensure_future(win(second))
+                await async_wait_until(lambda: first._attendance._seen, 10, "the leader's notice")
+                (place, _) = next(iter(first._attendance._seen.values()))
+                waiting.cancel()
+                await asyncio.wait([waiting])
+                assert await first._hand_over(first._held, place) is True
+                nothing = Snapshot((), 0)
+                deaf = Feed(Target(key), nothing, 1)
+                seen = await second._next(second._session, deaf, nothing, math.inf)
+                assert seen.entry is not None
+                assert seen.entry.session == second._session.id
+                await second.leave()
+                for each in (first, second):
+                    await each.close()
+
+        asyncio.run(scenario())
+        assert consul.keys(key) == []
