@@ -27,6 +27,9 @@ from ._quorum_messages import (
 from ._quorum_storage import Storage
 from ._quorum_timing import Timing
 
+_BEFORE_ALL = Members(0, ())
+"""Takes nobody forward."""
+
 Entered = Callable[[float], None]
 """Called when the node acts under another stage, with the time."""
 
@@ -118,13 +121,16 @@ class Membership:
 
     def tell(self, receiver: str, now: float) -> None:
         """Whoever acts under another configuration may have missed a change, or we have."""
-        told_at = self._told_at.get(receiver, -math.inf)
-        if not self._is_ready() or now < told_at + self._timing.heartbeat:
+        if now < self._told_at.get(receiver, -math.inf) + self._timing.heartbeat:
             return
         self._told_at[receiver] = now
         header = self._mail.header(receiver, self._mail.next_number())
-        terms = self._acceptor.led_terms()
-        self._mail.send(MembersNotice(header, self.stage, self._acceptor.floor, terms))
+        if self._is_ready():
+            stage, terms = self.stage, self._acceptor.led_terms()
+        else:
+            # It has no terms to tell with its stage, so it only asks for the other's.
+            stage, terms = _BEFORE_ALL, {}
+        self._mail.send(MembersNotice(header, stage, self._acceptor.floor, terms))
 
     # --- deciding ---
 

@@ -36,6 +36,19 @@ def test_a_member_is_added_and_removed_while_a_leader_leads() -> None:
         change(world, "n0", ["n0", "n1", "n2", "n3"])
 
 
+def test_a_new_member_that_missed_the_change_learns_of_it() -> None:
+    world = QuietWorld(3, durable=True)
+    world.start_all()
+    world.run(world.now + 2)
+    world.start(world.add_machine("m3"), ["n0", "n1", "n2"])
+    world.cuts = {pair for n in ("n0", "n1", "n2") for pair in ((n, "m3"), ("m3", n))}
+    change(world, "n1", ["m3", "n0", "n1", "n2"])
+    world.wait(lambda: all(world.node(f"n{i}").stage.epoch == 1 for i in range(3)))
+    world.cuts.clear()
+    world.wait(lambda: world.node("m3").ready)
+    assert world.node("m3").stage == world.node("n0").stage
+
+
 def test_a_removed_leader_is_told_and_never_counts_again() -> None:
     world = QuietWorld(3, durable=True)
     world.start_all()
