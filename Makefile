@@ -9,7 +9,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?= --numprocesses 3 --dist worksteal
 BENCH_ARGS ?=
 
-.PHONY: install test long demo bench bench-peers check clean
+.PHONY: install test long demo bench bench-peers simulate mutants check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -47,6 +47,14 @@ bench-peers: install
 	$(RUN)/python -m bench.peers_keys
 	$(RUN)/python -m bench.peers_attacks
 	$(RUN)/python -m bench.peers_faults
+
+# make simulate SEEDS=100000 [FROM=0] plays many schedules of the peers core; SEED=n plays one, to read.
+simulate: install
+	@$(RUN)/python -m tests.simulate SEEDS=$(SEEDS) FROM=$(FROM) SEED=$(SEED)
+
+# The peers core with each rule taken out: by how many seeds it is caught.
+mutants: install
+	@$(RUN)/python -m tests.quorum_mutant_table
 
 check: install
 	$(RUN)/ruff check

@@ -27,7 +27,7 @@ class StoredState(Struct, frozen=True):
     """What a node with a `state_dir` must find again after a restart.
 
     Attributes:
-        highest_term: of all votes it ever granted.
+        highest_term: of all votes it ever granted, and of what a member list began with.
         lease_ceiling: the longest promise that it may have given, in seconds.
         stage: the membership that it acts under.
         proposal: its part in deciding on the next one.

@@ -51,41 +51,30 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import ConfigurationError, NotLeader, NotSupported
-from ._quorum_acceptor import ANOTHER_RUN, NOT_STORED, RECOVERING, Acceptor, Verdict
-from ._quorum_candidacy import Candidacy, Commons, Contender, owner_of
-from ._quorum_change import Change
-from ._quorum_decision import Decision
-from ._quorum_effects import Effect, Ignored, MembersChanged, Ready, StoredState
-from ._quorum_holdings import Holdings, KeySet
+from ..errors import ConfigurationError, NotLeader
+from ._quorum_acceptor import Acceptor
+from ._quorum_candidacy import Candidacy, Commons, Contender
+from ._quorum_effects import Effect, Ignored, Ready, StoredState
+from ._quorum_granting import Granting
+from ._quorum_holdings import Holdings
 from ._quorum_leaders import Leaders
 from ._quorum_mail import Mail
-from ._quorum_members import Quorum, final_stage, first_stage, joint_stage, progress
+from ._quorum_members import Quorum, first_stage
+from ._quorum_membership import Membership
 from ._quorum_messages import (
     SPOKEN_VERSIONS,
     Announcement,
     Answer,
-    Heartbeat,
     HeartbeatAnswer,
-    Lease,
     LeaseAnswer,
     Members,
-    MembersAccept,
-    MembersAccepted,
     MembersAnswer,
     MembersNotice,
-    MembersPrepare,
-    MembersPromise,
     Message,
-    Owner,
-    PreVote,
     PreVoteAnswer,
-    Recovery,
     RecoveryAnswer,
     Release,
     ReleaseAnswer,
-    Ticket,
-    Vote,
     VoteAnswer,
 )
 from ._quorum_recovery import Recovering
@@ -93,8 +82,6 @@ from ._quorum_releases import Releases
 from ._quorum_storage import Storage
 from ._quorum_timing import Timing
 from ._quorum_waiting import Queues
-
-NOT_A_MEMBER = "this node is no member"
 
 
 class QuorumLease:
@@ -163,43 +150,50 @@ class QuorumLease:
             self.queues,
         )
         self.leaders = Leaders(self._mail)
-        self._key_sets: dict[str, KeySet] = {}
         self._candidacies: dict[str, Candidacy] = {}
         self._timers: list[tuple[float, str]] = []
         self._scheduled: dict[str, float] = {}
         self._keys_limit = keys_limit
         self._forget_after = max(forget_after, timing.silence(None))
         self._forget_at = now + self._forget_after
-        self._told_members_at: dict[str, float] = {}
         state = stored or StoredState(0, timing.lease_ceiling, stage)
         self._storage = Storage(self._mail, state, durable=durable)
-        self._decision = self._new_decision()
-        self._change: Change | None = Change(self._mail, timing, now) if stage.joining else None
+        self._granting = Granting(
+            self._mail,
+            timing,
+            self._acceptor,
+            self._storage,
+            self.leaders,
+            self.queues,
+            is_ready=lambda: self.ready,
+        )
+        self._membership = Membership(
+            self._mail,
+            timing,
+            self._storage,
+            self._acceptor,
+            random,
+            cluster,
+            now,
+            is_ready=lambda: self.ready,
+            entered=self._enter_stage,
+        )
         self._recovering: Recovering | None = Recovering(
             self._mail, self._acceptor, timing, stored, now, is_first=bootstrap
         )
         self._healthy = True
         self._becoming_ready = False
         self._handlers: dict[type[Message], Callable[[Any, float], None]] = {
-            PreVote: self._on_pre_vote,
             PreVoteAnswer: self._on_pre_vote_answer,
-            Vote: self._on_vote,
             VoteAnswer: self._on_vote_answer,
-            Lease: self._on_lease,
             LeaseAnswer: self._on_lease_answer,
-            Heartbeat: self._on_heartbeat,
             HeartbeatAnswer: self._on_heartbeat_answer,
             Release: self._on_release,
             ReleaseAnswer: self._on_release_answer,
             Announcement: self._on_announcement,
-            Recovery: self._on_recovery,
             RecoveryAnswer: self._on_recovery_answer,
-            MembersPrepare: self._on_members_prepare,
-            MembersPromise: self._on_members_promise,
-            MembersAccept: self._on_members_accept,
-            MembersAccepted: self._on_members_accepted,
-            MembersNotice: self._on_members_notice,
-            MembersAnswer: self._on_members_answer,
+            **self._granting.handlers,
+            **self._membership.handlers,
         }
 
     # --- what the driver reads ---
@@ -212,7 +206,7 @@ class QuorumLease:
     @property
     def stage(self) -> Members:
         """The membership that the node acts under."""
-        return self._mail.quorum.stage
+        return self._membership.stage
 
     @property
     def configuration(self) -> str:
@@ -226,13 +220,15 @@ class QuorumLease:
 
     @property
     def healthy(self) -> bool:
-        """Whether the node may campaign."""
+        """Whether the node may campaign. After a change, `next_tick` may be earlier."""
         return self._healthy
 
     @healthy.setter
     def healthy(self, healthy: bool) -> None:
         self._healthy = healthy
         self._update_campaigning()
+        for candidacy in self._candidacies.values():
+            self._schedule(candidacy)
 
     def reaches_quorum(self, now: float) -> bool:
         """Whether a majority answered lately: this node would know of a leader."""
@@ -256,8 +252,7 @@ class QuorumLease:
             self._releases.next_at,
             self.leaders.next_at,
             self._recovering.next_at if self._recovering is not None else math.inf,
-            self._change.next_at if self._change is not None else math.inf,
-            self._decision.next_at,
+            self._membership.next_at,
         )
 
     # --- what the driver tells ---
@@ -271,9 +266,7 @@ class QuorumLease:
         """Time has passed."""
         if self._recovering is not None and self._recovering.tick(now):
             self._become_ready(now)
-        if self._change is not None and self._change.tick(now):
-            self._complete_change(self._change, now)
-        self._decision.tick(now)
+        self._membership.tick(now)
         self._releases.tick(now)
         self.leaders.tick(now)
         while self._timers and self._timers[0][0] <= now:
@@ -376,21 +369,12 @@ class QuorumLease:
             NotSupported: a member is not known to store its state.
             ConfigurationError: another change is under way, or an id is retired.
         """
-        quorum = self._mail.quorum
-        if not self._storage.durable or self.id not in quorum.everyone or not self.ready:
-            raise NotSupported("ask a member that is ready and has a state_dir")
-        joining = joint_stage(quorum.stage, members).joining
-        if without := self._mail.not_durable(joining, now):
-            raise NotSupported(
-                f"not known to have a state_dir: {', '.join(without)}; a cluster without is "
-                "changed by stopping all its nodes and starting under a new cluster name"
-            )
-        self._decision.propose(joining, now)
+        self._membership.change(members, now)
         return self._finish(now)
 
     def stop_changing_members(self) -> None:
         """Propose it no more; what was accepted may still come about."""
-        self._decision.give_up()
+        self._membership.give_up()
 
     def persisted(self, number: int, succeeded: bool, now: float) -> list[Effect]:
         """The `Persist` of this number, and all before it, are done, or the last one failed."""
@@ -413,7 +397,7 @@ class QuorumLease:
         about_members = isinstance(message, (MembersNotice, MembersAnswer))
         if not about_members and header.configuration != self._mail.quorum.configuration:
             self._ignore(header.sender, "another configuration")
-            self._tell_members(header.sender, now)
+            self._membership.tell(header.sender, now)
             return
         if isinstance(message, Answer):
             believed = self._mail.believes_answer(header, now)
@@ -427,137 +411,15 @@ class QuorumLease:
     def _ignore(self, sender: str, reason: str) -> None:
         self._mail.emit(Ignored(sender, reason))
 
-    def _refusal(self, message: Message) -> str:
-        """Why this node grants nothing to it, whatever it asks for."""
-        header = message.header
-        if self._recovering is not None:
-            return RECOVERING
-        everyone = self._mail.quorum.everyone
-        if self.id not in everyone or header.sender not in everyone:
-            return NOT_A_MEMBER
-        if header.receiver_incarnation != self.incarnation:
-            # A recording of what an earlier run was asked must not bind this one.
-            return ANOTHER_RUN
-        return ""
-
-    def _on_pre_vote(self, message: PreVote, now: float) -> None:
-        key = message.key
-        refusal = self._refusal(message)
-        if refusal and refusal != ANOTHER_RUN:
-            verdict = Verdict(False, refusal, self._acceptor.term(key))
-        else:
-            verdict = self._acceptor.pre_vote(
-                key, owner_of(message), message.term, now, established=message.established
-            )
-        self._mail.send(
-            PreVoteAnswer(
-                self._mail.reply_header(message.header),
-                key,
-                verdict.granted,
-                verdict.reason,
-                verdict.term,
-                verdict.remaining,
-                verdict.rival,
-            )
-        )
-
-    def _on_vote(self, message: Vote, now: float) -> None:
-        key, owner, term = message.key, owner_of(message), message.term
-        refusal = self._refusal(message)
-        if refusal:
-            self._answer_vote(message, Verdict(False, refusal, self._acceptor.term(key)))
-            return
-        ticket = message.ticket
-        if ticket is not None and self._names(ticket, message.header.sender, owner.incarnation):
-            # It came before the release itself did.
-            self._release(ticket, now)
-        verdict = self._acceptor.vote(key, owner, term, now, established=message.established)
-        if not verdict.granted:
-            self._answer_vote(message, verdict)
-            return
-        if message.ttl:
-            number = message.header.number
-            verdict = self._acceptor.lease(key, owner, term, message.ttl, number, now)
-        self._storage.keep_term(
-            term,
-            lambda now: self._answer_vote(message, verdict),
-            lambda now: self._answer_vote(message, Verdict(False, NOT_STORED, term)),
-            now,
-        )
-
-    def _answer_vote(self, message: Vote, verdict: Verdict) -> None:
-        self._mail.send(
-            VoteAnswer(
-                self._mail.reply_header(message.header),
-                message.key,
-                verdict.granted,
-                verdict.reason,
-                verdict.term,
-                verdict.remaining,
-                verdict.promised,
-            )
-        )
-
-    def _on_lease(self, message: Lease, now: float) -> None:
-        key, number = message.key, message.header.number
-        refusal = self._refusal(message)
-        if refusal:
-            verdict = Verdict(False, refusal, self._acceptor.term(key))
-        else:
-            owner = owner_of(message)
-            verdict = self._acceptor.lease(key, owner, message.term, message.ttl, number, now)
-        self._mail.send(
-            LeaseAnswer(
-                self._mail.reply_header(message.header),
-                key,
-                verdict.granted,
-                verdict.reason,
-                verdict.term,
-                verdict.promised,
-            )
-        )
-
-    def _on_heartbeat(self, message: Heartbeat, now: float) -> None:
-        header = message.header
-        keys = self._key_sets.get(header.sender)
-        if keys is None or keys.incarnation != header.incarnation:
-            keys = self._key_sets[header.sender] = KeySet(header.incarnation)
-        if keys.is_overtaken(header.number):
-            return
-        gone = keys.apply(message)
-        for entry in gone or ():
-            self.leaders.clear(entry.key, header.sender, entry.term)
-        for entry in keys.entries.values():
-            self.leaders.note(header.sender, entry, now)
-        refusal = self._refusal(message)
-        refused: list[str] = []
-        if not refusal:
-            lease, number = self._acceptor.lease, header.number
-            for key, entry in keys.entries.items():
-                owner = Owner(header.sender, header.incarnation, entry.uid)
-                if not lease(key, owner, entry.term, entry.ttl, number, now).granted:
-                    refused.append(key)
-        self._mail.send(
-            HeartbeatAnswer(
-                self._mail.reply_header(header),
-                0 if gone is None else keys.version,
-                self.timing.lease_ceiling,
-                tuple(refused),
-                not refusal,
-                self._storage.durable,
-                *self.queues.news_for(message, now),
-            )
-        )
-
     def _on_release(self, message: Release, now: float) -> None:
         ticket = message.ticket
-        freed = self._release(ticket, now)
+        freed = self._granting.release(ticket, now)
         self._mail.send(
             ReleaseAnswer(self._mail.reply_header(message.header), ticket.key, ticket.term)
         )
         candidacy = self._candidacies.get(ticket.key)
         if candidacy is not None:
-            named = self._names(ticket, self.id, self.incarnation)
+            named = self._granting.names(ticket, self.id, self.incarnation)
             if not freed:
                 # This node had promised nothing, but it may have been refused by who had.
                 candidacy.promise_returned(now)
@@ -573,16 +435,6 @@ class QuorumLease:
         if candidacy is not None and message.header.sender != self.id:
             candidacy.another_leads(entry.term)
             self._schedule(candidacy)
-
-    def _on_recovery(self, message: Recovery, now: float) -> None:
-        self._mail.send(
-            RecoveryAnswer(
-                self._mail.reply_header(message.header),
-                self.ready,
-                self._acceptor.floor,
-                self._acceptor.terms(),
-            )
-        )
 
     # --- answers ---
 
@@ -617,97 +469,6 @@ class QuorumLease:
         if self._recovering is not None and self._recovering.answered(answer, now):
             self._become_ready(now)
 
-    # --- members ---
-
-    def _new_decision(self) -> Decision:
-        return Decision(
-            self._mail, self.timing, self._storage, self._commons.random, self._begin_change
-        )
-
-    def _begin_change(self, joining: tuple[str, ...], now: float) -> None:
-        if not self.stage.joining:
-            self._go_to(joint_stage(self.stage, joining), 0, {}, now)
-
-    def _on_members_prepare(self, message: MembersPrepare, now: float) -> None:
-        if self._decides(message):
-            self._decision.on_prepare(message, now)
-
-    def _on_members_promise(self, answer: MembersPromise, now: float) -> None:
-        self._decision.on_promise(answer, now)
-
-    def _on_members_accept(self, message: MembersAccept, now: float) -> None:
-        if self._decides(message):
-            self._decision.on_accept(message, now)
-
-    def _on_members_accepted(self, answer: MembersAccepted, now: float) -> None:
-        self._decision.on_accepted(answer, now)
-
-    def _decides(self, message: Message) -> bool:
-        everyone = self._mail.quorum.everyone
-        return (
-            self._storage.durable
-            and not self.stage.joining
-            and self.id in everyone
-            and message.header.sender in everyone
-        )
-
-    def _on_members_notice(self, message: MembersNotice, now: float) -> None:
-        self._catch_up(message, now)
-        self._mail.send(
-            MembersAnswer(
-                self._mail.reply_header(message.header),
-                self.stage,
-                self._acceptor.floor,
-                self._acceptor.led_terms(),
-            )
-        )
-
-    def _on_members_answer(self, answer: MembersAnswer, now: float) -> None:
-        if self._change is not None and answer.header.receiver_incarnation == self.incarnation:
-            self._change.answered(answer, now)
-        self._catch_up(answer, now)
-
-    def _tell_members(self, receiver: str, now: float) -> None:
-        """Whoever acts under another configuration may have missed a change, or we have."""
-        if now < self._told_members_at.get(receiver, -math.inf) + self.timing.heartbeat:
-            return
-        self._told_members_at[receiver] = now
-        header = self._mail.header(receiver, self._mail.next_number())
-        terms = self._acceptor.led_terms()
-        self._mail.send(MembersNotice(header, self.stage, self._acceptor.floor, terms))
-
-    def _catch_up(self, message: MembersNotice | MembersAnswer, now: float) -> None:
-        if progress(message.stage) > progress(self.stage):
-            self._go_to(message.stage, message.floor, message.terms, now)
-
-    def _complete_change(self, change: Change, now: float) -> None:
-        self._go_to(final_stage(self.stage), change.floor, change.terms, now)
-
-    def _go_to(self, stage: Members, floor: int, terms: dict[str, int], now: float) -> None:
-        if not self._storage.durable:
-            self._ignore(self.id, "the members change, but this node has no state_dir")
-            return
-
-        def enter(now: float) -> None:
-            if progress(stage) > progress(self.stage):
-                self._act_under(stage, floor, terms, now)
-
-        self._storage.keep_stage(stage, enter, now)
-
-    def _act_under(self, stage: Members, floor: int, terms: dict[str, int], now: float) -> None:
-        self._mail.quorum = Quorum(self.cluster, self.timing, stage)
-        self._acceptor.merge(floor, terms, now)
-        self._decision = self._new_decision()
-        self._change = Change(self._mail, self.timing, now) if stage.joining else None
-        self._update_campaigning()
-        for candidacy in self._candidacies.values():
-            if self.id in self._mail.quorum.everyone:
-                candidacy.abort(now)
-            else:
-                candidacy.remove_all(now)
-            self._schedule(candidacy)
-        self._mail.emit(MembersChanged(stage))
-
     # --- small means ---
 
     def _become_ready(self, now: float) -> None:
@@ -731,21 +492,18 @@ class QuorumLease:
         # A higher ceiling must be on disk before the first promise up to it.
         self._storage.keep_ceiling(self.timing.lease_ceiling, take_part, try_again, now)
 
+    def _enter_stage(self, now: float) -> None:
+        self._update_campaigning()
+        for candidacy in self._candidacies.values():
+            if self.id in self._mail.quorum.everyone:
+                candidacy.abort(now)
+            else:
+                candidacy.remove_all(now)
+            self._schedule(candidacy)
+
     def _update_campaigning(self) -> None:
         is_member = self.id in self._mail.quorum.everyone
         self._commons.may_campaign = self.ready and self._healthy and is_member
-
-    def _release(self, ticket: Ticket, now: float) -> bool:
-        self.leaders.clear(ticket.key, ticket.node, ticket.term)
-        return self._acceptor.release(ticket, now)
-
-    def _names(self, ticket: Ticket, node: str, incarnation: str) -> bool:
-        """Whether the ticket names this run of this node, under the present configuration."""
-        return (ticket.successor, ticket.successor_incarnation, ticket.configuration) == (
-            node,
-            incarnation,
-            self._mail.quorum.configuration,
-        )
 
     def _lapse(self, key: str, now: float) -> None:
         candidacy = self._candidacies[key]

@@ -19,7 +19,7 @@ class Peer:
 
     Attributes:
         incarnation: the run that answered last, or "".
-        former: earlier runs: none of them can be alive.
+        former: other runs that answered before: none of them should be alive.
         believed_since: number of our first request that only this run can have answered.
         answered_at: when it last answered.
         ready: whether it said that it takes part.
@@ -152,11 +152,11 @@ class Mail:
         if header.number < peer.believed_since:
             return False
         if header.incarnation in peer.former:
+            peer.former.discard(header.incarnation)
             peer.doubted_until = now + 4 * self._timing.idle_heartbeat
             if not peer.doubted:
                 peer.doubted = True
                 self.emit(TwoIncarnations(header.sender, True))
-            return False
         if peer.incarnation:
             peer.former.add(peer.incarnation)
         peer.incarnation = header.incarnation

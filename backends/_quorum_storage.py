@@ -49,14 +49,20 @@ class Storage:
             highest = max(term, self._latest.highest_term)
             self._write(replace(self._latest, highest_term=highest), then, otherwise)
 
-    def keep_stage(self, stage: Members, then: Act, now: float) -> None:
-        """Act once this node will find itself in `stage` after a restart."""
+    def keep_stage(self, stage: Members, term: int, then: Act, now: float) -> None:
+        """Act once this node will find itself in `stage` after a restart.
+
+        Args:
+            term: the highest that is carried into the stage. Of those who voted in
+                it, a majority of the new members may know nothing but this.
+        """
         if not self.durable:
             then(now)
         else:
             # Proposals are for the list that follows the present one.
             proposal = self._latest.proposal if stage == self._latest.stage else Proposal()
-            state = replace(self._latest, stage=stage, proposal=proposal)
+            highest = max(term, self._latest.highest_term)
+            state = replace(self._latest, highest_term=highest, stage=stage, proposal=proposal)
             self._write(state, then, lambda now: None)
 
     def keep_proposal(self, proposal: Proposal, then: Act) -> None:

@@ -468,9 +468,12 @@ class World:
         local = machine.local(self.now)
         if local >= term.valid_until:
             return
-        self.say(machine, f"resigns {key} term {term.token} to {successor or 'anybody'}")
+        contender = self.random.choice(["", f"contender of {successor}"]) if successor else ""
+        named = {None: "who waits longest", "": "nobody"}.get(successor, f"{successor} {contender}")
+        self.say(machine, f"resigns {key} term {term.token} to {named}")
         self._end(term)
-        self._carry_out(machine, node.resign(key, term.uid, local, successor=successor))
+        effects = node.resign(key, term.uid, local, successor=successor, contender=contender)
+        self._carry_out(machine, effects)
         self._reschedule(machine)
 
     def change_members(self, machine: Machine, members: list[str]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from leadership.backends._quorum_lease import QuorumLease
 from leadership.backends._quorum_members import progress
+from leadership.backends._quorum_messages import Members
 from leadership.errors import ConfigurationError, NotSupported
 
 from .simulation import Machine, MakeNode, Plan, Trace, Violation, World, draw
@@ -225,7 +226,7 @@ class Faults:
             for machine in world.machines.values():
                 if key in machine.terms:
                     others = [name for name in world.machines if name != machine.id]
-                    to = self.random.choice([None, self.random.choice(others), machine.id])
+                    to = self.random.choice([None, "", self.random.choice(others), machine.id])
                     world.resign(machine, key, to)
                     break
         else:
@@ -296,10 +297,14 @@ class Faults:
                 return term.machine
         return None
 
+    def _latest(self) -> Members:
+        nodes = [machine.node for machine in self.world.machines.values() if machine.node]
+        return max((node.stage for node in nodes), key=progress)
+
     def _settled(self) -> bool:
         """Whether all members take part, under the same list."""
         nodes = [machine.node for machine in self.world.machines.values() if machine.node]
-        latest = max((node.stage for node in nodes), key=progress)
+        latest = self._latest()
         members = [node for node in nodes if node.id in latest.members]
         return not latest.joining and all(node.ready and node.stage == latest for node in members)
 
@@ -311,8 +316,19 @@ class Faults:
         world = self.world
         # What was sent before healing must have come or gone.
         world.run(world.now + self.plan.longest_delay)
-        leaderships = world.leaderships
-        world.run(world.now + 2 * self.plan.timing.lease_ceiling)
+        while True:
+            stage = self._latest()
+            if self.plan.change_members:
+                # A change carries each term that may have been led, also one of a campaign
+                # that failed after some gave it leases. Whoever leads in a lower one is
+                # refused by all then, lapses once, and is followed in a higher one.
+                world.run(world.now + 2 * self.plan.timing.lease_ceiling)
+            leaderships = world.leaderships
+            world.run(world.now + 2 * self.plan.timing.lease_ceiling)
+            if self._latest() == stage and self._settled():
+                break
+            # An operator's wish from before has only now come through.
+            world.run(world.now + self.bound())
         if not self._all_led() or world.leaderships != leaderships:
             world.fail("the leaders of a healed cluster change")
 
