@@ -152,13 +152,13 @@ class TestZooKeeperEnsemble(OnZooKeeper):
 @pytest.fixture(scope="module")
 def four_of_seven() -> Iterator[PeersCluster]:
     """A majority that runs: the kit's own nodes come and go."""
-    with running(7, 4, ttl_ceiling=0.6) as cluster:
+    with running(7, 4, ttl_ceiling=1) as cluster:
         yield cluster
 
 
 @pytest.mark.backend("peers")
 class TestPeers(BackendConformance):
-    ttl = 0.6
+    ttl = 1.0
 
     @pytest.fixture(autouse=True)
     def _cluster(self, four_of_seven: PeersCluster) -> None:
