@@ -208,9 +208,9 @@ class Acceptor:
 
     def merge(self, floor: int, terms: Mapping[str, int], now: float) -> None:
         """Take over what another knows: the highest term of each key, `floor` if not named."""
-        for key, record in self.records.items():
+        for key, known in self.records.items():
             if key not in terms:
-                self._raise(record, floor)
+                self._raise(known, floor)
         for key, term in terms.items():
             record = self._record(key, now)
             if record is None:
