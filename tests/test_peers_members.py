@@ -179,6 +179,9 @@ class TestChanges:
     # The new one is needed for each renewal, as soon as it is one of them.
     @pytest.mark.parametrize("ttl", [4])
     def test_a_member_is_added_while_another_is_cut_off(self, three: Cluster) -> None:
+        # Before that the others may not have heard that each has a directory.
+        for process in three.processes.values():
+            process.wait("ready")
         client = three.client()
         leader = three.leader(client)
         token = token_of(leader)
