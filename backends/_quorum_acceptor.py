@@ -207,7 +207,10 @@ class Acceptor:
         return {key: record.led_term for key, record in self.records.items()}
 
     def merge(self, floor: int, terms: Mapping[str, int], now: float) -> None:
-        """Take over what others know."""
+        """Take over what another knows: the highest term of each key, `floor` if not named."""
+        for key, known in self.records.items():
+            if key not in terms:
+                self._raise(known, floor)
         for key, term in terms.items():
             record = self._record(key, now)
             if record is None:

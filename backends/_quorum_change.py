@@ -47,9 +47,12 @@ class Change:
         if answer.stage != quorum.stage and progress(answer.stage) <= progress(quorum.stage):
             return
         self._joined.add(answer.header.sender)
+        # The floor of each is for the keys that it does not name.
+        self.terms = {
+            key: max(self.terms.get(key, self.floor), answer.terms.get(key, answer.floor))
+            for key in {*self.terms, *answer.terms}
+        }
         self.floor = max(self.floor, answer.floor)
-        for key, term in answer.terms.items():
-            self.terms[key] = max(self.terms.get(key, 0), term)
         if self._complete_at == math.inf and quorum.is_quorum(self._joined):
             # Who led under the old list had a promise of one of these, given before
             # it came this far. It ends within this time, and is not renewed.

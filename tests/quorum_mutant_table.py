@@ -39,6 +39,7 @@ from .quorum_mutants import (
     GrowsDespiteRefusal,
     HearsFormerRuns,
     IgnoresPromises,
+    KeepsLowTermsOfKnownKeys,
     KeepsReleasedTermsOpen,
     LeadsOnAfterLapse,
     LeadsTooLate,
@@ -341,6 +342,11 @@ MUTANTS: dict[str, Mutant] = {
             "3.6 a vote is answered before it is stored",
             _node(storage_kind=AnswersBeforeItWrites),
             directed="a_node_that_cannot_store_refuses_to_vote",
+        ),
+        Mutant(
+            "3.5 the floor that is read back is for unknown keys alone",
+            _node(acceptor_kind=KeepsLowTermsOfKnownKeys),
+            directed="the_floor_that_another_tells_holds_for_each_key_that_it_does_not_name",
         ),
         # --- wrong wall clocks ---
         Mutant("P5 any term is believed", _node(acceptor_kind=BelievesAnyTerm), 100, _WILD, seed=0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 from msgspec.structs import replace
@@ -221,6 +221,11 @@ class PreVotesRaiseTerms(Acceptor):
         record = self.records[key]
         record.max_term = max(record.max_term, term)
         return verdict
+
+
+class KeepsLowTermsOfKnownKeys(Acceptor):
+    def merge(self, floor: int, terms: Mapping[str, int], now: float) -> None:
+        super().merge(floor, {**dict.fromkeys(self.records, 0), **terms}, now)
 
 
 # --- candidates and leaders ---

@@ -182,6 +182,18 @@ def test_a_key_more_than_the_limit_is_refused_and_idle_ones_leave_a_floor() -> N
     assert acceptor.vote("three", B, 8, 4.0).granted
 
 
+def test_the_floor_that_another_tells_holds_for_each_key_that_it_does_not_name() -> None:
+    acceptor = make_acceptor()
+    for key in ("named", "known"):
+        assert acceptor.vote(key, A, 3, 0.0).granted
+    acceptor.merge(7, {"named": 5}, 0.0)
+    assert {key: acceptor.term(key) for key in ("named", "known", "new")} == {
+        "named": 5,
+        "known": 7,
+        "new": 7,
+    }
+
+
 # --- elections ---
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from leadership.backends._quorum_change import Change
 from leadership.backends._quorum_effects import Lost, Renewed
+from leadership.backends._quorum_mail import Mail
+from leadership.backends._quorum_members import Quorum, first_stage
 from leadership.backends._quorum_messages import MembersAnswer
 from leadership.errors import ConfigurationError, NotSupported
 
 from .quorum_worlds import QuietWorld
+from .simulation import draw
 from .simulation_faults import simulate
 
 
@@ -154,6 +158,15 @@ def test_carried_terms_survive_a_restart_of_all_new_members() -> None:
     world.start_all()
     world.elect("n3")
     assert world.leaderships == 2
+
+
+def test_the_terms_that_are_told_to_a_change_come_to_the_highest_of_each_key() -> None:
+    mail = Mail("n0", "i1", draw(0).timing, Quorum("c", draw(0).timing, first_stage(["n0", "n1"])))
+    change = Change(mail, draw(0).timing, 0.0)
+    header = mail.header("n0", 1)
+    change.answered(MembersAnswer(header, mail.quorum.stage, 2, {"a": 9, "b": 4}), 0.0)
+    change.answered(MembersAnswer(header, mail.quorum.stage, 6, {"c": 3}), 0.0)
+    assert (change.floor, change.terms) == (6, {"a": 9, "b": 6, "c": 3})
 
 
 def test_who_is_recovering_does_not_count_among_those_who_tell_their_terms() -> None:
