@@ -161,9 +161,12 @@ class TestPeers(BackendConformance):
     ttl = 1.0
 
     @pytest.fixture(autouse=True)
-    def _cluster(self, four_of_seven: PeersCluster) -> None:
+    def _cluster(self, four_of_seven: PeersCluster) -> Iterator[None]:
         self.cluster = four_of_seven
         self.opened: list[Store] = []
+        yield
+        for store in self.opened:  # one that failed halfway must not fail the rest
+            store.close()
 
     def make_store(self) -> Store:
         free = set(range(4, 7)) - {

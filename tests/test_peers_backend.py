@@ -182,6 +182,7 @@ class TestNodes:
         for store in stores:
             store.close()
 
+    @pytest.mark.long
     def test_a_thousand_keys_cost_as_many_messages_as_one(
         self, unhurried: list[Store], monkeypatch: pytest.MonkeyPatch
     ) -> None:

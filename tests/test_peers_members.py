@@ -165,6 +165,7 @@ class TestChanges:
         assert elected["at"] - released["at"] < 0.8
         wait_until(lambda: leader.process.poll() is not None, 20, "its candidate to be told")
 
+    @pytest.mark.long
     @long_terms
     def test_a_dead_member_is_removed_also_by_those_who_never_heard_of_it(
         self, cluster: Cluster
@@ -177,6 +178,7 @@ class TestChanges:
         assert token_of(leader) == token
 
     # The new one is needed for each renewal, as soon as it is one of them.
+    @pytest.mark.long
     @pytest.mark.parametrize("ttl", [4])
     def test_a_member_is_added_while_another_is_cut_off(self, three: Cluster) -> None:
         # Before that the others may not have heard that each has a directory.
@@ -194,6 +196,7 @@ class TestChanges:
         asked = three.client(away)
         wait_until(lambda: new in asked.members().members, 20, "who was away to hear of it")
 
+    @pytest.mark.long
     def test_two_changes_at_a_time_come_about_one_after_the_other(self, three: Cluster) -> None:
         new = [three.join(), three.join()]
         clients = [three.client(three.first[0]), three.client(three.first[1])]
@@ -207,6 +210,7 @@ class TestChanges:
         assert set(told.members) == {*three.first, *new}
         assert told.epoch == 2
 
+    @pytest.mark.long
     def test_the_list_outlives_a_restart_of_all_with_the_old_list(self, three: Cluster) -> None:
         client = three.client()
         token = token_of(three.leader(client))
@@ -225,6 +229,7 @@ class TestChanges:
         assert leader.name in members
         assert all(set(three.client(each).members().members) == set(members) for each in members)
 
+    @pytest.mark.long
     def test_a_removed_member_never_votes_again_whatever_it_remembers(self, three: Cluster) -> None:
         a, b, removed = three.first
         # It is away meanwhile, so its directory has the old list, as its command line has.
@@ -274,6 +279,7 @@ class TestRefusals:
                 cluster.client(asked).change_members(add=new, timeout=20)
         assert set(cluster.client().members().members) == set(cluster.first)
 
+    @pytest.mark.long
     def test_what_would_leave_no_majority_or_nobody(self, three: Cluster) -> None:
         client = three.client()
         leader = three.leader(client)
@@ -285,6 +291,7 @@ class TestRefusals:
             client.change_members(remove=three.first, timeout=20)
         assert client.members().epoch == 0
 
+    @pytest.mark.long
     def test_a_node_that_does_not_wait_to_be_added(self, three: Cluster) -> None:
         client = three.client()
         wrong = f"127.0.0.1:{free_port()}"
