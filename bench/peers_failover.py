@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 
-from bench.handover import row
+from bench.trials import row
 from tests.peers_processes import candidates
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.servers import consul as consul_servers
 from tests.servers.consul import ConsulCluster, ConsulServer
+from tests.servers.consul import installed_version as installed_consul
 from tests.servers.consul_client import ConsulClient, ExternalConsul
-from tests.servers.etcd import EtcdCluster, EtcdServer, installed_version
+from tests.servers.etcd import EtcdCluster, EtcdServer
+from tests.servers.etcd import installed_version as installed_etcd
 from tests.servers.etcd_client import EtcdClient, ExternalEtcd
 from tests.servers.programs import ServerMissingError
 from tests.servers.zookeeper import (
@@ -60,8 +61,25 @@ _BACKEND_OF_FIXTURE = {
     "own_server": "zookeeper",
 }
 
+_INSTALLED: dict[str, Callable[[], str]] = {
+    "etcd": installed_etcd,
+    "consul": installed_consul,
+    "zookeeper": installed_zookeeper,
+}
+
 _versions: dict[str, str] = {}
 _tests_run: Counter[str] = Counter()
+
+
+def _require_native(backend: str) -> None:
+    try:
+        _versions[backend] = _INSTALLED[backend]()
+    except ServerMissingError as error:
+        # A backend without its server is a failure: a skip would look like a proof.
+        # Only who chose a server elsewhere, on their own machine, is let off.
+        if os.environ.get(f"LEADERSHIP_TEST_{backend.upper()}") and not os.environ.get("CI"):
+            pytest.skip(f"needs a server of its own to kill: {error}")
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +94,7 @@ def etcd() -> Iterator[EtcdClient]:
         _versions["etcd"] = outside.version
         yield outside
     else:
-        _require_native_etcd()
+        _require_native("etcd")
         with EtcdServer() as server:
             yield server
 
@@ -84,7 +102,7 @@ def etcd() -> Iterator[EtcdClient]:
 @pytest.fixture
 def make_etcd() -> Iterator[MakeEtcd]:
     """``make_etcd(**options)`` starts an :class:`EtcdServer`; they stop with the test."""
-    _require_native_etcd()
+    _require_native("etcd")
     with contextlib.ExitStack() as servers:
         yield lambda **options: servers.enter_context(EtcdServer(**options))
 
@@ -98,20 +116,9 @@ def etcd_server(make_etcd: MakeEtcd) -> EtcdServer:
 @pytest.fixture
 def etcd_cluster() -> Iterator[EtcdCluster]:
     """Three etcd members of the test's own."""
-    _require_native_etcd()
+    _require_native("etcd")
     with EtcdCluster() as cluster:
         yield cluster
-
-
-def _require_native_etcd() -> None:
-    try:
-        _versions["etcd"] = installed_version()
-    except ServerMissingError as error:
-        # A backend without its server is a failure: a skip would look like a proof.
-        # Only who chose a server elsewhere, on their own machine, is let off.
-        if os.environ.get("LEADERSHIP_TEST_ETCD") and not os.environ.get("CI"):
-            pytest.skip(f"needs an etcd of its own to kill: {error}")
-        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +133,7 @@ def consul() -> Iterator[ConsulClient]:
         _versions["consul"] = outside.version
         yield outside
     else:
-        _require_native_consul()
+        _require_native("consul")
         with ConsulServer() as server:
             yield server
 
@@ -134,7 +141,7 @@ def consul() -> Iterator[ConsulClient]:
 @pytest.fixture(scope="session")
 def default_consul() -> Iterator[ConsulServer]:
     """One Consul with its default times for the whole run."""
-    _require_native_consul()
+    _require_native("consul")
     with ConsulServer(fast=False) as server:
         yield server
 
@@ -142,7 +149,7 @@ def default_consul() -> Iterator[ConsulServer]:
 @pytest.fixture
 def make_consul() -> Iterator[MakeConsul]:
     """``make_consul(**options)`` starts a :class:`ConsulServer`; they stop with the test."""
-    _require_native_consul()
+    _require_native("consul")
     with contextlib.ExitStack() as servers:
         yield lambda **options: servers.enter_context(ConsulServer(**options))
 
@@ -156,18 +163,9 @@ def consul_server(make_consul: MakeConsul) -> ConsulServer:
 @pytest.fixture
 def consul_cluster() -> Iterator[ConsulCluster]:
     """Three Consul servers of the test's own."""
-    _require_native_consul()
+    _require_native("consul")
     with ConsulCluster() as cluster:
         yield cluster
-
-
-def _require_native_consul() -> None:
-    try:
-        _versions["consul"] = consul_servers.installed_version()
-    except ServerMissingError as error:
-        if os.environ.get("LEADERSHIP_TEST_CONSUL") and not os.environ.get("CI"):
-            pytest.skip(f"needs a Consul of its own to kill: {error}")
-        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -182,14 +180,14 @@ def zookeeper() -> Iterator[ZooKeeperClient]:
         _versions["zookeeper"] = outside.version
         yield outside
     else:
-        _require_native_zookeeper()
+        _require_native("zookeeper")
         with ZooKeeperServer() as server:
             yield server
 
 
 @contextlib.contextmanager
 def _zookeepers() -> Iterator[MakeZooKeeper]:
-    _require_native_zookeeper()
+    _require_native("zookeeper")
     with contextlib.ExitStack() as servers:
         yield lambda **options: servers.enter_context(ZooKeeperServer(**options))
 
@@ -217,7 +215,7 @@ def zookeeper_server(make_zookeeper: MakeZooKeeper) -> ZooKeeperServer:
 @pytest.fixture(scope="session")
 def shared_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three ZooKeepers for the whole run, for tests that leave them be."""
-    _require_native_zookeeper()
+    _require_native("zookeeper")
     with ZooKeeperEnsemble() as ensemble:
         yield ensemble
 
@@ -225,7 +223,7 @@ def shared_ensemble() -> Iterator[ZooKeeperEnsemble]:
 @pytest.fixture
 def zookeeper_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three ZooKeepers of the test's own."""
-    _require_native_zookeeper()
+    _require_native("zookeeper")
     with ZooKeeperEnsemble() as ensemble:
         yield ensemble
 
@@ -233,7 +231,7 @@ def zookeeper_ensemble() -> Iterator[ZooKeeperEnsemble]:
 @pytest.fixture
 def cuttable_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three whose followers can be cut from their leader, and go on answering for a while."""
-    _require_native_zookeeper()
+    _require_native("zookeeper")
     with ZooKeeperEnsemble(cuttable=True) as ensemble:
         yield ensemble
 
@@ -241,18 +239,9 @@ def cuttable_ensemble() -> Iterator[ZooKeeperEnsemble]:
 @pytest.fixture
 def read_only_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three that answer reads when they are alone."""
-    _require_native_zookeeper()
+    _require_native("zookeeper")
     with ZooKeeperEnsemble(read_only=True) as ensemble:
         yield ensemble
-
-
-def _require_native_zookeeper() -> None:
-    try:
-        _versions["zookeeper"] = installed_zookeeper()
-    except ServerMissingError as error:
-        if os.environ.get("LEADERSHIP_TEST_ZOOKEEPER") and not os.environ.get("CI"):
-            pytest.skip(f"needs a ZooKeeper of its own to kill: {error}")
-        pytest.fail(str(error), pytrace=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

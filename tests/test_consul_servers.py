@@ -41,7 +41,7 @@ def test_a_killed_server_is_gone_and_comes_back_with_its_data(
     assert not consul_server.is_running
     with pytest.raises(OSError, match="refused"):
         consul_server.entry(key)
-    consul_server.start_again()
+    consul_server.start()
     assert consul_server.entry(key)["Value"] == b"1"  # type: ignore[index]
 
 

@@ -180,7 +180,7 @@ class TestRestarts:
                     "the deadline, while the store is away",
                 )
                 before = len(tokens)
-                etcd_server.start_again()
+                etcd_server.start()
 
                 def more(before: int = before) -> bool:
                     return len(tokens) > before
@@ -203,7 +203,7 @@ class TestRestarts:
         with new_store(etcd_server.url, hooks=[events.append]) as store:
             with Candidate(store, key, "a", ttl=10).campaign(timeout=10) as term:
                 etcd_server.kill()
-                etcd_server.start_again()
+                etcd_server.start()
                 before = len(told(events, LeaseRenewed))
                 wait_until(lambda: len(told(events, LeaseRenewed)) > before, 15, "a renewal")
                 assert term.is_valid()

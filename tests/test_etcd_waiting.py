@@ -165,7 +165,7 @@ class TestWithARetry:
             wait_until(lambda: len(entries(etcd_server, key)) == 2, 10, "the second entry")
             etcd_server.kill()
             wait_until(lambda: troubles(events, key), 20, "its own trouble")
-            etcd_server.start_again()
+            etcd_server.start()
             leader.stop()
             assert waiting.result(20).is_valid()
             second.stop()

@@ -90,7 +90,7 @@ def test_a_killed_server_is_gone_and_comes_back_with_its_data(etcd_server: EtcdS
     etcd_server.kill()
     assert not etcd_server.is_running
     assert process_state(pid) == "gone"
-    etcd_server.start_again()
+    etcd_server.start()
     assert etcd_server.url == address
     assert etcd_server.ctl("get", "--print-value-only", "key") == "value\n"
 
@@ -121,7 +121,7 @@ def test_a_taken_port_is_refused(etcd_server: EtcdServer) -> None:
     etcd_server.kill()
     with socket.create_server((LOOPBACK, etcd_server.client_port)):
         with pytest.raises(PortTakenError, match=str(etcd_server.client_port)):
-            etcd_server.start_again()
+            etcd_server.start()
         assert not etcd_server.is_running
 
 
@@ -202,7 +202,7 @@ def test_a_cluster_survives_its_leader(etcd_cluster: EtcdCluster) -> None:
         member for member in etcd_cluster.members if member not in (first, second)
     ]
     assert second.ctl("get", "--print-value-only", "key") == "value\n"
-    first.start_again()
+    first.start()
     assert first.ctl("get", "--print-value-only", "key") == "value\n"
 
 

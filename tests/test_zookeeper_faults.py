@@ -78,7 +78,7 @@ def test_whatever_happens_no_term_begins_before_the_former_is_over(
         if size == 1:
             servers = [make_zookeeper()]
         else:
-            servers = stack.enter_context(ZooKeeperEnsemble(cuttable=True)).servers
+            servers = stack.enter_context(ZooKeeperEnsemble(cuttable=True)).members
         weather = Weather(servers, chance)
         stack.callback(weather.close)
         rivals = Rivals(key, threads)

@@ -260,7 +260,7 @@ class TestEnsemble:
             wait_until(lambda: len(entries(client, rivals.key)) == 2, 30, "both entries again")
 
         lost = ensemble.leader()
-        other = next(each for each in ensemble.servers if each is not lost)
+        other = next(each for each in ensemble.members if each is not lost)
         lost.kill()
         with other.client() as client:
             eventually_one_leads_and_nothing_is_left(rivals, client)
@@ -293,9 +293,9 @@ class TestEnsemble:
         self, key: str, read_only_ensemble: ZooKeeperEnsemble
     ) -> None:
         ensemble = read_only_ensemble
-        alone = ensemble.servers[0]
+        alone = ensemble.members[0]
         with new_store(alone.url, request_timeout=1) as store:
-            for server in ensemble.servers[1:]:
+            for server in ensemble.members[1:]:
                 server.kill()
             wait_until(lambda: alone.role() == "read-only", 30, "the read-only mode")
             with pytest.raises(StoreUnavailable):

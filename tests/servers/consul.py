@@ -3,23 +3,20 @@
 import contextlib
 import functools
 import json
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tests.servers.certificates import make_certificates
 from tests.servers.consul_client import ConsulClient, ConsulError
 from tests.servers.ports import LOOPBACK, free_port, require_free
 from tests.servers.process import ServerProcess
 from tests.servers.programs import program
+from tests.servers.server import READY_DEADLINE, Cluster, Server
 from tests.waiting import wait_until
 
 ROOT_TOKEN = "5f0d1c3e-1007-4000-8000-000000000000"
-
-_READY_DEADLINE = 30.0
 
 
 @functools.cache
@@ -31,7 +28,7 @@ def installed_version() -> str:
     return answer.stdout.splitlines()[0].rpartition(" v")[2]
 
 
-class ConsulServer(ConsulClient):
+class ConsulServer(Server, ConsulClient):
     """One Consul server on free loopback ports; the ports and data stay until :meth:`stop`.
 
     ``fast``: a session may live 1 s (else 10 s), and a cluster's members notice death sooner.
@@ -68,35 +65,6 @@ class ConsulServer(ConsulClient):
         if acl:
             self.token = ROOT_TOKEN
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.is_running
-
-    def start(self) -> None:
-        """Start on the data there is, if any, and return when the server takes writes."""
-        self.launch()
-        self.wait_ready()
-
     def launch(self) -> None:
         """:meth:`start` without the wait: a cluster's members wait for each other."""
         if self.is_running:
@@ -107,34 +75,8 @@ class ConsulServer(ConsulClient):
         configuration.write_text(json.dumps(self._configuration()))
         self._process.start([program("consul"), "agent", f"-config-file={configuration}"])
 
-    def wait_ready(self, timeout: float = _READY_DEADLINE) -> None:
+    def wait_ready(self, timeout: float = READY_DEADLINE) -> None:
         wait_until(self._is_ready, timeout, f"{self.name} ready; its log is {self._process.log}")
-
-    def start_again(self) -> None:
-        """Start after :meth:`kill` or :meth:`terminate`, on the same data and ports."""
-        self.start()
-
-    def pause(self) -> None:
-        """SIGSTOP: the machine has the connections still open, the server does not answer."""
-        self._process.pause()
-
-    def resume(self) -> None:
-        """SIGCONT; returns when the server answers again."""
-        self._process.resume()
-        self.wait_ready()
-
-    def kill(self) -> None:
-        """SIGKILL, and wait for the end. The data stay."""
-        self._process.kill()
-
-    def terminate(self) -> None:
-        """SIGTERM, and wait for the end. The data stay."""
-        self._process.terminate()
-
-    def stop(self) -> None:
-        """End for good: the data go too. Stopping twice is fine."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def is_leader(self) -> bool:
         if not self.is_running or self._process.is_paused:
@@ -212,7 +154,7 @@ class ConsulServer(ConsulClient):
         return settings
 
 
-class ConsulCluster(ConsulClient):
+class ConsulCluster(Cluster[ConsulServer], ConsulClient):
     """Three servers. Kill, pause, restart them through :attr:`members` or :meth:`leader`."""
 
     def __init__(self, *, fast: bool = True, size: int = 3) -> None:
@@ -224,35 +166,7 @@ class ConsulCluster(ConsulClient):
             member.cluster_size = size
             member.join = [f"{LOOPBACK}:{other.serf_port}" for other in self.members]
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Start every member that is down; return when all take writes."""
-        for member in self.members:
-            if not member.is_running:
-                member.launch()
-        for member in self.members:
-            member.wait_ready()
-
-    def stop(self) -> None:
-        for member in self.members:
-            member.stop()
-
-    def leader(self, timeout: float = _READY_DEADLINE) -> ConsulServer:
+    def leader(self, timeout: float = READY_DEADLINE) -> ConsulServer:
         """The member that leads; waits for an election that is under way."""
         return wait_until(self._find_leader, timeout, "a leader in the Consul cluster")
 

@@ -2,19 +2,17 @@
 
 import contextlib
 import functools
-import shutil
 import subprocess
 import tempfile
 import uuid
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.servers.certificates import make_certificates
 from tests.servers.etcd_client import EtcdClient, User
 from tests.servers.ports import LOOPBACK, free_port, require_free
 from tests.servers.process import ServerProcess
 from tests.servers.programs import program
+from tests.servers.server import READY_DEADLINE, Cluster, Server
 from tests.waiting import wait_until
 
 ROOT = User("root", "root-password")
@@ -26,8 +24,6 @@ LIMITED_PREFIX = "limited/"
 # With etcd's own timing (100 ms and 1 s) no lease is shorter than 2 s; with this, 1 s.
 _FAST_TIMING = ("--heartbeat-interval=50", "--election-timeout=500")
 
-_READY_DEADLINE = 30.0
-
 
 @functools.cache
 def installed_version() -> str:
@@ -38,7 +34,7 @@ def installed_version() -> str:
     return answer.stdout.splitlines()[0].rpartition(" ")[2]
 
 
-class EtcdServer(EtcdClient):
+class EtcdServer(Server, EtcdClient):
     """One etcd process on free loopback ports; the ports and data stay until :meth:`stop`.
 
     ``fast``: short elections, so that a lease may live 1 s (else 2 s).
@@ -81,46 +77,9 @@ class EtcdServer(EtcdClient):
         if client_certificates:
             self._options.append("--client-cert-auth")
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
     @property
     def peer_url(self) -> str:
         return f"http://{LOOPBACK}:{self.peer_port}"
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def log(self) -> Path:
-        return self._process.log
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.is_running
-
-    @property
-    def is_paused(self) -> bool:
-        return self._process.is_paused
-
-    def start(self) -> None:
-        """Start on the data there is, if any, and return when the server takes writes."""
-        self.launch()
-        self.wait_ready()
 
     def launch(self) -> None:
         """:meth:`start` without the wait: a cluster's members wait for each other."""
@@ -130,41 +89,10 @@ class EtcdServer(EtcdClient):
             require_free(port)
         self._process.start(self._command())
 
-    def wait_ready(self, timeout: float = _READY_DEADLINE) -> None:
+    def wait_ready(self, timeout: float = READY_DEADLINE) -> None:
         wait_until(self._is_ready, timeout, f"{self.name} ready; its log is {self.log}")
         if self._auth_wanted and self.user is None:
             self._enable_auth()
-
-    def start_again(self) -> None:
-        """Start after :meth:`kill` or :meth:`terminate`, on the same data and ports."""
-        self.start()
-
-    def restart(self) -> None:
-        """End in good order and start again, on the same data and ports."""
-        self.terminate()
-        self.start()
-
-    def pause(self) -> None:
-        """SIGSTOP: the machine has the connections still open, the server does not answer."""
-        self._process.pause()
-
-    def resume(self) -> None:
-        """SIGCONT; returns when the server answers again."""
-        self._process.resume()
-        self.wait_ready()
-
-    def kill(self) -> None:
-        """SIGKILL, and wait for the end. The data stay."""
-        self._process.kill()
-
-    def terminate(self) -> None:
-        """SIGTERM, and wait for the end. The data stay."""
-        self._process.terminate()
-
-    def stop(self) -> None:
-        """End for good: the data go too. Stopping twice is fine."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def has_leader(self) -> bool:
         return self.is_answering() and self.count("etcd_server_has_leader") == 1
@@ -216,7 +144,7 @@ class EtcdServer(EtcdClient):
         self.user = ROOT
 
 
-class EtcdCluster(EtcdClient):
+class EtcdCluster(Cluster[EtcdServer], EtcdClient):
     """Three members. Kill, pause, restart them through :attr:`members` or :meth:`leader`."""
 
     def __init__(self, *, fast: bool = True, size: int = 3) -> None:
@@ -229,35 +157,7 @@ class EtcdCluster(EtcdClient):
             member.initial_cluster = everybody
             member.cluster_token = self.members[0].cluster_token
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def start(self) -> None:
-        """Start every member that is down; return when all take writes."""
-        for member in self.members:
-            if not member.is_running:
-                member.launch()
-        for member in self.members:
-            member.wait_ready()
-
-    def stop(self) -> None:
-        for member in self.members:
-            member.stop()
-
-    def leader(self, timeout: float = _READY_DEADLINE) -> EtcdServer:
+    def leader(self, timeout: float = READY_DEADLINE) -> EtcdServer:
         """The member that leads; waits for an election that is under way."""
         return wait_until(self._find_leader, timeout, "a leader in the etcd cluster")
 

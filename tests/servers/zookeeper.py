@@ -4,14 +4,12 @@ import contextlib
 import functools
 import os
 import re
-import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from kazoo.client import KazooClient
 
@@ -20,6 +18,7 @@ from tests.servers.fault_proxy import FaultProxy, Mode
 from tests.servers.ports import LOOPBACK, free_port, require_free
 from tests.servers.process import ServerProcess
 from tests.servers.programs import ServerMissingError, program
+from tests.servers.server import READY_DEADLINE, Cluster, Server
 from tests.waiting import wait_until
 
 USER, PASSWORD = "operator", "operator-password"
@@ -27,7 +26,6 @@ USER, PASSWORD = "operator", "operator-password"
 # A session lives at least two ticks: 0.4 s with this, 4 s with ZooKeeper's own tick of 2 s.
 _FAST_TICK, _DEFAULT_TICK = 200, 2000
 
-_READY_DEADLINE = 30.0
 _VERSION = re.compile(r"version:? ([0-9.]+)")
 
 
@@ -76,7 +74,7 @@ class ZooKeeperClient:
     def client(self, **options: Any) -> Iterator[KazooClient]:
         """A plain kazoo client: an operator, or a program that is not ours."""
         client = KazooClient(hosts=self.endpoint, timeout=10.0, **options)
-        client.start(timeout=_READY_DEADLINE)
+        client.start(timeout=READY_DEADLINE)
         try:
             yield client
         finally:
@@ -109,7 +107,7 @@ class ExternalZooKeeper(ZooKeeperClient):
             raise ServerMissingError(f"no ZooKeeper answers at {endpoint}: {error}") from error
 
 
-class ZooKeeperServer(ZooKeeperClient):
+class ZooKeeperServer(Server, ZooKeeperClient):
     """One ZooKeeper process on free loopback ports; ports and data stay until :meth:`stop`.
 
     ``fast``: short ticks, so that a session may live 0.4 s (else 4 s).
@@ -136,7 +134,7 @@ class ZooKeeperServer(ZooKeeperClient):
         super().__init__([f"{LOOPBACK}:{self.client_port}"])
         self.version = installed_version()
         self.folder = Path(tempfile.mkdtemp(prefix=f"leadership-{self.name}-"))
-        self.members: list[str] = []
+        self.known_servers: list[str] = []
         self._process = ServerProcess(self.name, self.folder / "log")
         self._options = {
             "tickTime": str(_FAST_TICK if fast else _DEFAULT_TICK),
@@ -192,35 +190,6 @@ class ZooKeeperServer(ZooKeeperClient):
             "org.apache.zookeeper.server.auth.SASLAuthenticationProvider"
         )
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        return self._process.is_running
-
-    def start(self) -> None:
-        """Start on the data there is, if any, and return when the server serves."""
-        self.launch()
-        self.wait_ready()
-
     def launch(self) -> None:
         """:meth:`start` without the wait: an ensemble's members wait for each other."""
         for port in (self.client_port, self.quorum_port, self.election_port):
@@ -230,11 +199,11 @@ class ZooKeeperServer(ZooKeeperClient):
             (self.folder / "data" / "myid").write_text(f"{self.number}\n")
         lines = [f"{name}={value}" for name, value in self._options.items()]
         configuration = self.folder / "zoo.cfg"
-        configuration.write_text("\n".join([*lines, *self.members, ""]))
+        configuration.write_text("\n".join([*lines, *self.known_servers, ""]))
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
         self._process.start([program("zookeeper"), *self._java, main, str(configuration)])
 
-    def wait_ready(self, timeout: float = _READY_DEADLINE) -> None:
+    def wait_ready(self, timeout: float = READY_DEADLINE) -> None:
         wait_until(
             lambda: self.role() is not None,
             timeout,
@@ -251,59 +220,24 @@ class ZooKeeperServer(ZooKeeperClient):
             return found[1] if found else None
         return None
 
-    def pause(self) -> None:
-        """SIGSTOP: the machine has the connections still open, the server does not answer."""
-        self._process.pause()
-
     def resume(self) -> None:
-        """SIGCONT."""
+        """SIGCONT. No wait: a member alone serves nobody until others are there."""
         self._process.resume()
 
-    def kill(self) -> None:
-        """SIGKILL, and wait for the end. The data stay."""
-        self._process.kill()
 
-    def restart(self) -> None:
-        """End and start again, on the same data and ports."""
-        self._process.terminate()
-        self.start()
-
-    def stop(self) -> None:
-        """End for good: the data go too. Stopping twice is fine."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-class ZooKeeperEnsemble(ZooKeeperClient):
+class ZooKeeperEnsemble(Cluster[ZooKeeperServer], ZooKeeperClient):
     """Three servers; with ``cuttable`` each follows its leader through a relay."""
 
     def __init__(self, *, cuttable: bool = False, read_only: bool = False, size: int = 3) -> None:
         self._cuttable = cuttable
         # A follower that is cut off is to go on answering for longer than a session lives.
-        self.servers = [
+        self.members = [
             ZooKeeperServer(read_only=read_only, patient=cuttable, number=n + 1)
             for n in range(size)
         ]
-        super().__init__([server.endpoint for server in self.servers])
-        self.version = self.servers[0].version
+        super().__init__([server.endpoint for server in self.members])
+        self.version = self.members[0].version
         self._relays: dict[tuple[int, int], FaultProxy] = {}
-
-    def __enter__(self) -> Self:
-        try:
-            for server in self.servers:
-                for other in self.servers:
-                    if self._cuttable and other is not server:
-                        relay = FaultProxy(other.quorum_port)
-                        self._relays[server.number, other.number] = relay
-                server.members = [self._line(server, other) for other in self.servers]
-            for server in self.servers:
-                server.launch()
-            for server in self.servers:
-                server.wait_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
 
     def _line(self, server: ZooKeeperServer, other: ZooKeeperServer) -> str:
         """How `server` is told of `other`."""
@@ -311,32 +245,32 @@ class ZooKeeperEnsemble(ZooKeeperClient):
         quorum_port = other.quorum_port if relay is None else relay.port
         return f"server.{other.number}={LOOPBACK}:{quorum_port}:{other.election_port}"
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
+    def start(self) -> None:
+        for server in self.members:
+            for other in self.members:
+                if self._cuttable and other is not server:
+                    relay = FaultProxy(other.quorum_port)
+                    self._relays[server.number, other.number] = relay
+            server.known_servers = [self._line(server, other) for other in self.members]
+        super().start()
 
     def stop(self) -> None:
         for relay in self._relays.values():
             relay.close()
-        for server in self.servers:
-            server.stop()
+        super().stop()
 
-    def leader(self, timeout: float = _READY_DEADLINE) -> ZooKeeperServer:
+    def leader(self, timeout: float = READY_DEADLINE) -> ZooKeeperServer:
         """The server that leads; waits for an election that is under way."""
 
         def find() -> ZooKeeperServer | None:
-            alive = [server for server in self.servers if server.is_running]
+            alive = [server for server in self.members if server.is_running]
             return next((server for server in alive if server.role() == "leader"), None)
 
         return wait_until(find, timeout, "a leader in the ensemble")
 
     def followers(self) -> list[ZooKeeperServer]:
         leader = self.leader()
-        return [each for each in self.servers if each is not leader and each.is_running]
+        return [each for each in self.members if each is not leader and each.is_running]
 
     def cut(self, follower: ZooKeeperServer) -> None:
         """Nothing passes between this follower and any leader; its clients still reach it."""
