@@ -180,8 +180,7 @@ class Driver:
             now=self._clock.now(),
             durable=self._state is not None,
             stored=stored,
-            # What it stored shows that it ran before, whatever the address still says.
-            bootstrap=settings.bootstrap and stored is None,
+            bootstrap=settings.bootstrap,
         )
         self.members = MemberList(
             self.node,

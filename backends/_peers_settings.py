@@ -17,8 +17,6 @@ from ._quorum_timing import Timing
 
 _BODY = 16 << 20
 """Bytes; read of members only, and enough for ten thousand keys with the longest values."""
-VALUE = 1024
-"""Bytes of a leader's value: each heartbeat after a restart carries them all."""
 
 
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +52,7 @@ class Settings:
         address: this node's, as the others list it; "" for a client.
         listen: where it listens; the same, unless it is reached in another way.
         secrets: the first one seals, all are believed.
+        bootstrap: where an address of a member answers, its earlier process is gone.
         joins: this node is added to the members when it runs, and waits for that.
         shown: the election whose leader electio's nodes are told of; the first, if None.
         observer: this is a client, which only asks.

@@ -9,10 +9,11 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
-from ._quorum_acceptor import PROMISED, Acceptor
+from ._quorum_acceptor import Acceptor
+from ._quorum_ballot import Ballot
 from ._quorum_effects import Elected, Lost, Released
 from ._quorum_holdings import Holdings
 from ._quorum_mail import Mail
@@ -87,20 +88,6 @@ class Commons:
     may_campaign: bool = False
 
 
-@dataclass(slots=True)
-class _Ballot:
-    """Requests of one number, and what came back."""
-
-    number: int
-    sent_at: float
-    deadline: float
-    configuration: str
-    granted: dict[str, float] = field(default_factory=dict)
-    refused: dict[str, tuple[str, float]] = field(default_factory=dict)
-    terms: dict[str, int] = field(default_factory=dict)
-    rival: bool = False
-
-
 class Candidacy:
     """The proposer of one key.
 
@@ -117,7 +104,7 @@ class Candidacy:
         self._commons = commons
         self._queue: deque[Contender] = deque()
         self._contender: Contender | None = None
-        self._ballot: _Ballot | None = None
+        self._ballot: Ballot | None = None
         self._combined = False
         self._give_up_at = math.inf
         self._attempt_at = -math.inf
@@ -366,7 +353,7 @@ class Candidacy:
         elif self._is_hopeless(ballot):
             self._fail(now)
 
-    def _lead(self, ballot: _Ballot, now: float) -> None:
+    def _lead(self, ballot: Ballot, now: float) -> None:
         contender = self._active()
         # From the sending of the requests: each promise began after it.
         valid_until = ballot.sent_at + self._commons.timing.validity(min(ballot.granted.values()))
@@ -386,7 +373,8 @@ class Candidacy:
         asked = self._asked_for_lease()
         earliest = 0.0
         if ballot is not None:
-            earliest = self._earliest_hope(ballot)
+            hope = ballot.earliest_hope(self._commons.mail.quorum)
+            earliest = self._commons.timing.outlasting(hope)
             self._look_for_established(ballot)
         self._failures += 1
         self._abandon(now, told=False)
@@ -495,47 +483,19 @@ class Candidacy:
     def _open_ballot(self, now: float, patience: float) -> int:
         mail = self._commons.mail
         number = mail.next_number()
-        self._ballot = _Ballot(number, now, now + patience, mail.quorum.configuration)
+        self._ballot = Ballot(number, now, now + patience)
         return number
 
     def _count(
         self, answer: Answer, granted: bool, promised: float, reason: str, remaining: float
-    ) -> _Ballot | None:
+    ) -> Ballot | None:
         ballot = self._ballot
-        if ballot is None or answer.header.number != ballot.number:
+        if ballot is None or not ballot.count(answer, granted, promised, reason, remaining):
             return None
-        sender = answer.header.sender
-        if granted:
-            ballot.granted[sender] = promised
-        else:
-            # A duplicate of a granted request is refused: the grant stands.
-            ballot.refused.setdefault(sender, (reason, remaining))
         return ballot
 
-    def _is_hopeless(self, ballot: _Ballot) -> bool:
-        quorum = self._commons.mail.quorum
-        return not quorum.is_quorum(
-            [
-                node
-                for node in quorum.everyone
-                if node not in ballot.refused or node in ballot.granted
-            ]
-        )
-
-    def _earliest_hope(self, ballot: _Ballot) -> float:
-        """Seconds until enough of those that refused are free of their promises."""
-        quorum = self._commons.mail.quorum
-        hopeful = set(ballot.granted)
-        waits = sorted(
-            (remaining, node)
-            for node, (reason, remaining) in ballot.refused.items()
-            if reason == PROMISED and node not in hopeful
-        )
-        for remaining, node in waits:
-            hopeful.add(node)
-            if quorum.is_quorum(hopeful):
-                return self._commons.timing.outlasting(remaining)
-        return 0.0
+    def _is_hopeless(self, ballot: Ballot) -> bool:
+        return ballot.is_hopeless(self._commons.mail.quorum)
 
     def _asked_for_lease(self) -> bool:
         return self.phase is Phase.LEASING or (self.phase is Phase.VOTING and self._combined)
@@ -544,7 +504,7 @@ class Candidacy:
         if term <= self._established_term or not self._commons.acceptor.is_far_ahead(term):
             self._seen_term = max(self._seen_term, term)
 
-    def _look_for_established(self, ballot: _Ballot) -> None:
+    def _look_for_established(self, ballot: Ballot) -> None:
         """Take over terms that are far ahead, when no majority can be had without them.
 
         Wall clocks were wrong on so many nodes, then, that these terms were

@@ -36,6 +36,7 @@ class Granting:
     """The acceptor's side of the correspondence.
 
     Args:
+        keys_limit: how many keys a member may say that it leads.
         is_ready: whether the node takes part.
     """
 
@@ -47,6 +48,7 @@ class Granting:
         storage: Storage,
         leaders: Leaders,
         queues: Queues,
+        keys_limit: int,
         is_ready: Callable[[], bool],
     ) -> None:
         self._mail = mail
@@ -55,6 +57,7 @@ class Granting:
         self._storage = storage
         self._leaders = leaders
         self._queues = queues
+        self._keys_limit = keys_limit
         self._is_ready = is_ready
         self._key_sets: dict[str, KeySet] = {}
 
@@ -163,7 +166,7 @@ class Granting:
         header = message.header
         keys = self._key_sets.get(header.sender)
         if keys is None or keys.incarnation != header.incarnation:
-            keys = self._key_sets[header.sender] = KeySet(header.incarnation)
+            keys = self._key_sets[header.sender] = KeySet(header.incarnation, self._keys_limit)
         if keys.is_overtaken(header.number):
             return
         gone = keys.apply(message)
@@ -192,12 +195,17 @@ class Granting:
         )
 
     def _on_recovery(self, message: Recovery, now: float) -> None:
+        header, ready = message.header, self._is_ready()
+        peer = self._mail.peer(header.sender)
+        if not ready:
+            peer.run_before = header.incarnation
         self._mail.send(
             RecoveryAnswer(
-                self._mail.reply_header(message.header),
-                self._is_ready(),
+                self._mail.reply_header(header),
+                ready,
                 self._acceptor.floor,
                 self._acceptor.terms(),
+                peer.run_before == header.incarnation,
             )
         )
 

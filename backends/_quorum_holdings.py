@@ -196,12 +196,17 @@ class Holdings:
 
 
 class KeySet:
-    """The receiver's side: what one run of another node says that it leads."""
+    """The receiver's side: what one run of another node says that it leads.
 
-    __slots__ = ("_digest", "_number", "entries", "incarnation", "version")
+    Args:
+        limit: how many keys; whoever says more leads none.
+    """
 
-    def __init__(self, incarnation: str) -> None:
+    __slots__ = ("_digest", "_limit", "_number", "entries", "incarnation", "version")
+
+    def __init__(self, incarnation: str, limit: int) -> None:
         self.incarnation = incarnation
+        self._limit = limit
         self.version = 0
         self.entries: dict[str, Entry] = {}
         self._digest = 0
@@ -230,7 +235,7 @@ class KeySet:
                 self._digest ^= digest(before)
             self.entries[entry.key] = entry
             self._digest ^= digest(entry)
-        if self._digest != heartbeat.digest:
+        if self._digest != heartbeat.digest or len(self.entries) > self._limit:
             # Not to be believed: a grant would be given for another term than the sender counts.
             self.version = 0
             self._digest = 0

@@ -17,21 +17,21 @@ class _Known:
     entry: Entry
     seen_at: float
     until: float
-    changed_in: int
 
 
 class Leaders:
-    """The known leaders, with a version that rises with each change.
+    """The known leaders.
 
-    Attributes:
-        version: of the last change.
+    Args:
+        longest: seconds after which a leader that is not heard of is forgotten, whatever its ttl.
+        limit: how many keys; of more it hears nothing.
     """
 
-    def __init__(self, mail: Mail) -> None:
-        self.version = 0
+    def __init__(self, mail: Mail, longest: float, limit: int) -> None:
+        self._longest = longest
+        self._limit = limit
         self._mail = mail
         self._known: dict[str, _Known] = {}
-        self._gone: dict[str, int] = {}
         self._expiries: list[tuple[float, str]] = []
         self._scheduled: set[str] = set()
 
@@ -45,18 +45,10 @@ class Leaders:
         known = self._known.get(key)
         return None if known is None else _told(known)
 
-    def changed_since(self, version: int) -> dict[str, Leader | None]:
-        """The keys whose leader changed after that version, as they are now."""
-        changes: dict[str, Leader | None] = {
-            key: _told(known) for key, known in self._known.items() if known.changed_in > version
-        }
-        changes.update({key: None for key, when in self._gone.items() if when > version})
-        return changes
-
     def note(self, node: str, entry: Entry, now: float) -> None:
         """`node` says that it leads."""
         known = self._known.get(entry.key)
-        until = now + entry.ttl
+        until = now + min(entry.ttl, self._longest)
         if known is not None:
             if known.entry is entry or (known.node == node and known.entry == entry):
                 known.entry = entry
@@ -65,9 +57,9 @@ class Leaders:
                 return
             if entry.term < known.entry.term:
                 return
-        self.version += 1
-        known = self._known[entry.key] = _Known(node, entry, now, until, self.version)
-        self._gone.pop(entry.key, None)
+        elif len(self._known) >= self._limit:
+            return
+        known = self._known[entry.key] = _Known(node, entry, now, until)
         if entry.key not in self._scheduled:
             self._scheduled.add(entry.key)
             heapq.heappush(self._expiries, (until, entry.key))
@@ -91,15 +83,8 @@ class Leaders:
             if known is not None:
                 self._remove(key)
 
-    def forget_gone(self, limit: int) -> None:
-        """Keep no more than `limit` keys that have no leader."""
-        while len(self._gone) > limit:
-            del self._gone[next(iter(self._gone))]
-
     def _remove(self, key: str) -> None:
         del self._known[key]
-        self.version += 1
-        self._gone[key] = self.version
         self._mail.emit(LeaderSeen(key, None))
 
 

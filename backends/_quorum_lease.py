@@ -34,8 +34,7 @@ A driver feeds a `QuorumLease` and carries out what it returns:
 - After `Lost`, and after `resign` or `withdraw`, the contender is out of the
   queue, and enters again with `campaign`. A term ends at its `valid_until`,
   whether or not `Lost` was told yet. `resign` and `withdraw` come after the work is joined.
-- Followers: `node.leaders.version` rises with each change; `leader(key)` and
-  `changed_since(version)` tell what is known, `LeaderSeen` tells each change,
+- Followers: `node.leaders.leader(key)` tells what is known, `LeaderSeen` each change,
   and `node.reaches_quorum(now)` whether this node would have heard.
 - `node.queues.waiting(key, now)` names who waits to lead: hints for `resign`.
 - `node.ready` is False until a (re)started node takes part. `node.healthy = False`
@@ -99,7 +98,10 @@ class QuorumLease:
         now: seconds on the node's clock.
         durable: whether `Persist` is carried out; else the effect never comes.
         stored: what was stored before this start, or None.
-        bootstrap: this cluster never ran before, all nodes are new: take part at once.
+        bootstrap: no earlier run of a member is left where another one answers in its
+            name: where all start together, they take part without a silence. Not for
+            a node that stored a state: under another member list it may have promised
+            to a leader that is no member any more.
         keys_limit: how many keys are kept; more are refused.
         forget_after: seconds after which a key that nobody asks for is dropped.
 
@@ -149,7 +151,9 @@ class QuorumLease:
             self._releases,
             self.queues,
         )
-        self.leaders = Leaders(self._mail)
+        # Each key has two acceptors at least, so no member leads as many.
+        told_limit = 2 * keys_limit
+        self.leaders = Leaders(self._mail, timing.lease_ceiling, told_limit)
         self._candidacies: dict[str, Candidacy] = {}
         self._timers: list[tuple[float, str]] = []
         self._scheduled: dict[str, float] = {}
@@ -165,6 +169,7 @@ class QuorumLease:
             self._storage,
             self.leaders,
             self.queues,
+            told_limit,
             is_ready=lambda: self.ready,
         )
         self._membership = Membership(
@@ -179,7 +184,7 @@ class QuorumLease:
             entered=self._enter_stage,
         )
         self._recovering: Recovering | None = Recovering(
-            self._mail, self._acceptor, timing, stored, now, is_first=bootstrap
+            self._mail, self._acceptor, timing, stored, now, bootstrap=bootstrap and stored is None
         )
         self._healthy = True
         self._becoming_ready = False
@@ -285,7 +290,6 @@ class QuorumLease:
             self._mail.clear_doubts(now)
         if now >= self._forget_at:
             self._acceptor.forget_idle(now - self._forget_after, now)
-            self.leaders.forget_gone(self._keys_limit)
             self._forget_at = now + self._forget_after
         return self._finish(now)
 

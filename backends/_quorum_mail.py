@@ -19,6 +19,7 @@ class Peer:
 
     Attributes:
         incarnation: the run that answered last, or "".
+        run_before: the run that was heard of before this node took part, or "".
         former: other runs that answered before: none of them should be alive.
         believed_since: number of our first request that only this run can have answered.
         answered_at: when it last answered.
@@ -28,6 +29,7 @@ class Peer:
     """
 
     incarnation: str = ""
+    run_before: str = ""
     former: set[str] = field(default_factory=set)
     believed_since: int = 0
     answered_at: float = -math.inf

@@ -7,13 +7,23 @@ names of the fields are the wire format of version `WIRE_VERSION`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+from ..checks import LONGEST_KEY
 
 WIRE_VERSION = 1
 SPOKEN_VERSIONS = frozenset({WIRE_VERSION})
 """The versions that this node understands: its own, and its neighbours as they come."""
+
+VALUE = 1024
+"""Bytes of a leader's value: each heartbeat after a restart carries them all."""
+
+# A member that is out of its mind must not fill the memory of the others: what is longer
+# cannot be read.
+Name = Annotated[str, Meta(max_length=LONGEST_KEY)]
+Value = Annotated[bytes, Meta(max_length=VALUE)]
 
 
 class Owner(NamedTuple):
@@ -69,11 +79,11 @@ class Answer(Message, frozen=True):
 class Entry(Struct, frozen=True):
     """A key that the sender leads."""
 
-    key: str
-    uid: str
+    key: Name
+    uid: Name
     term: int
     ttl: float
-    value: bytes
+    value: Value
 
 
 class Ticket(Struct, frozen=True):
@@ -87,10 +97,10 @@ class Ticket(Struct, frozen=True):
         seal: the driver's: a MAC over the rest, so that the successor can show the ticket on.
     """
 
-    key: str
+    key: Name
     node: str
     incarnation: str
-    uid: str
+    uid: Name
     term: int
     successor: str
     successor_incarnation: str
@@ -109,8 +119,8 @@ class PreVote(Request, frozen=True):
         established: the term follows one that no majority can be had without.
     """
 
-    key: str
-    uid: str
+    key: Name
+    uid: Name
     term: int
     established: bool
 
@@ -125,7 +135,7 @@ class PreVoteAnswer(Answer, frozen=True):
         rival: another contender asked lately.
     """
 
-    key: str
+    key: Name
     granted: bool
     reason: str
     term: int
@@ -142,8 +152,8 @@ class Vote(Request, frozen=True):
         ticket: of the leader that gave way to the sender, or None.
     """
 
-    key: str
-    uid: str
+    key: Name
+    uid: Name
     term: int
     ttl: float
     established: bool
@@ -156,7 +166,7 @@ class VoteAnswer(Answer, frozen=True):
         promised: seconds of lease granted with the vote, from its receipt on; 0: none asked for.
     """
 
-    key: str
+    key: Name
     granted: bool
     reason: str
     term: int
@@ -167,8 +177,8 @@ class VoteAnswer(Answer, frozen=True):
 class Lease(Request, frozen=True):
     """A majority voted for me: promise me the first lease."""
 
-    key: str
-    uid: str
+    key: Name
+    uid: Name
     term: int
     ttl: float
 
@@ -179,7 +189,7 @@ class LeaseAnswer(Answer, frozen=True):
         promised: seconds, counted from the receipt of the request.
     """
 
-    key: str
+    key: Name
     granted: bool
     reason: str
     term: int
@@ -215,15 +225,15 @@ class Waiting(Struct, frozen=True):
         waited: seconds.
     """
 
-    uid: str
-    name: str
+    uid: Name
+    name: Name
     waited: float
 
 
 class Queue(Struct, frozen=True):
     """All that wait for a key on the sender, in their order; empty: nobody does any more."""
 
-    key: str
+    key: Name
     waiting: tuple[Waiting, ...]
 
 
@@ -262,7 +272,7 @@ class Release(Request, frozen=True):
 class ReleaseAnswer(Answer, frozen=True):
     """The release was noted."""
 
-    key: str
+    key: Name
     term: int
 
 
@@ -282,11 +292,13 @@ class RecoveryAnswer(Answer, frozen=True):
         ready: the answering node has its memory: it is not recovering itself.
         floor: the highest term of all keys that it no longer knows one by one.
         terms: the highest term of each key.
+        after_you: this run took no part before it heard from the run that asks.
     """
 
     ready: bool
     floor: int
     terms: dict[str, int]
+    after_you: bool
 
 
 class Members(Struct, frozen=True):

@@ -11,6 +11,20 @@
    there, and relies on the clock floor of the terms (`floor_term`).
 
 A node that stored its terms need not wait for the third step: it forgot none.
+
+With `bootstrap` a node that starts together with all others need not be silent.
+It asks at once, and where each other member says that its run took no part before
+it heard from ours, no leader is left that counts on a promise of our earlier run:
+
+- An earlier run of any member is over: its address is another run's now. This is
+  what whoever says `bootstrap` answers for, and all that is taken on trust.
+- The present run of a member began to campaign after ours began, and so after our
+  earlier run, and its promises, had ended.
+
+The terms that our earlier run voted for were campaigned for before that, too. We
+vote when each vote that still counts was asked for with a wall clock that is past
+those of then, so the terms go on rising. Where anybody is missing, or took part
+before, the three steps above are gone through: only time can tell, then.
 """
 
 from __future__ import annotations
@@ -29,7 +43,7 @@ class Recovering:
 
     Args:
         stored: what this node stored, or None.
-        is_first: the cluster never ran before: there is nothing to remember.
+        bootstrap: no earlier run of any member is left where another one answers.
     """
 
     def __init__(
@@ -40,13 +54,12 @@ class Recovering:
         stored: StoredState | None,
         now: float,
         *,
-        is_first: bool,
+        bootstrap: bool,
     ) -> None:
         self._mail = mail
         self._acceptor = acceptor
         self._timing = timing
         self._stored_term = stored.highest_term if stored is not None else None
-        self._is_first = is_first
         self.silent_until = now + timing.silence(stored.lease_ceiling if stored else None)
         if stored is None:
             self._forgetting_until = self.silent_until + timing.wall_clock_skew
@@ -57,7 +70,10 @@ class Recovering:
         self._first_number = math.inf
         self._answers: dict[str, RecoveryAnswer] = {}
         self._answered_at: dict[str, float] = {}
-        self.next_at = now if is_first else self.silent_until
+        self._bootstrap = bootstrap
+        self._began_after_us: set[str] = set()
+        self._begin_at = math.inf
+        self.next_at = now if bootstrap else self.silent_until
 
     def tick(self, now: float) -> bool:
         """Ask again; whether the node knows enough now."""
@@ -68,18 +84,27 @@ class Recovering:
             self.next_at = now + self._timing.heartbeat
             return True
         number = self._mail.next_number()
-        # An answer to a question from before the silence's end says nothing of votes since.
-        self._first_number = min(self._first_number, number)
+        if now >= self.silent_until:
+            # An answer to a question from before the silence's end says nothing of votes since.
+            self._first_number = min(self._first_number, number)
         for receiver in self._mail.receivers():
             if receiver != self._mail.id:
                 self._mail.send(Recovery(self._mail.header(receiver, number)))
         self.next_at = now + self._timing.heartbeat
-        if now < self._forgetting_until:
-            self.next_at = min(self.next_at, self._forgetting_until)
+        for until in (self.silent_until, self._forgetting_until, self._begin_at):
+            if now < until:
+                self.next_at = min(self.next_at, until)
+        self._look_whether_all_begin(now)
         return self._has_enough(now)
 
     def answered(self, answer: RecoveryAnswer, now: float) -> bool:
         """Count one answer; whether the node knows enough now."""
+        self._mail.peer(answer.header.sender).run_before = answer.header.incarnation
+        if answer.after_you:
+            self._began_after_us.add(answer.header.sender)
+            self._look_whether_all_begin(now)
+            if self._has_enough(now):
+                return True
         if answer.header.number < self._first_number:
             return False
         self._answers[answer.header.sender] = answer
@@ -96,7 +121,7 @@ class Recovering:
             self._acceptor.raise_all(self._stored_term)
 
     def _has_enough(self, now: float) -> bool:
-        if self._is_first:
+        if now >= self._begin_at:
             return True
         if now < self.silent_until:
             return False
@@ -109,6 +134,17 @@ class Recovering:
         lately = now - 4 * self._timing.heartbeat
         present = {node for node, at in self._answered_at.items() if at >= lately}
         return self._mail.quorum.is_quorum({self._mail.id, *present})
+
+    def _look_whether_all_begin(self, now: float) -> None:
+        mail = self._mail
+        others = {*mail.quorum.everyone} - {mail.id}
+        if not self._bootstrap or self._begin_at < math.inf or mail.id not in mail.quorum.everyone:
+            return
+        if others <= self._began_after_us:
+            skew, window = self._timing.wall_clock_skew, self._timing.vote_window
+            # With one wall clock for all, a vote that is asked for from now on is late enough.
+            self._begin_at = now + (self._timing.outlasting(skew + window) if skew else 0.0)
+            self.next_at = min(self.next_at, self._begin_at)
 
     def _memory_suffices(self) -> bool:
         with_memory = [node for node, answer in self._answers.items() if answer.ready]

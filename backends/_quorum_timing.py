@@ -65,14 +65,14 @@ class Timing:
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be above 0 seconds: {getattr(self, name)}")
         for name in ("wall_clock_skew", "wall_clock_limit"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ConfigurationError(f"{name} must not be negative: {getattr(self, name)}")
         if not 0 <= self.max_clock_drift < 0.5:
             raise ConfigurationError(
                 f"max_clock_drift is a share, from 0 to below 0.5: {self.max_clock_drift}"
             )
-        largest = max(self.lease_ceiling, self.earlier_lease_ceiling or 0)
-        if largest > LARGEST_LEASE_CEILING:
+        largest = max(self.earlier_lease_ceiling or 0, self.lease_ceiling)
+        if not largest <= LARGEST_LEASE_CEILING:
             raise ConfigurationError(
                 f"a lease ceiling is at most {LARGEST_LEASE_CEILING} s, not {largest}: each "
                 "restarted node must stay silent for that long"

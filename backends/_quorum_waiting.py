@@ -117,9 +117,11 @@ class Queues:
             return
         heard.version = answer.queued
         for queue in answer.queues:
-            if queue.waiting:
+            known = queue.key in heard.waiters or len(heard.waiters) < _KEPT
+            if queue.waiting and known:
                 heard.waiters[queue.key] = tuple(
-                    Waiter(sender, each.uid, each.name, now - each.waited) for each in queue.waiting
+                    Waiter(sender, each.uid, each.name, now - each.waited)
+                    for each in queue.waiting[:_TOLD_OF_A_KEY]
                 )
             else:
                 heard.waiters.pop(queue.key, None)

@@ -27,8 +27,9 @@ from ..lease import Claim, Lease, claim
 from ._peers_driver import Driver
 from ._peers_members import Outcome, check, not_in_time
 from ._peers_observer import Observer
-from ._peers_settings import VALUE, settings_of
+from ._peers_settings import settings_of
 from ._quorum_effects import Effect, Elected, Lost, Renewed
+from ._quorum_messages import VALUE
 from ._quorum_waiting import Waiter
 
 _REMOVED = (

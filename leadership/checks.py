@@ -8,6 +8,9 @@ from typing import Any
 from .backend import Backend
 from .errors import ConfigurationError, ValueTooLarge
 
+LONGEST_KEY = 1000
+"""Characters: what every store takes, as a path, with what an election puts behind it."""
+
 
 def checked_key(key: Any, *, root: bool = False) -> str:
     """The key as backends take it: `a/b/c`, one leading and a trailing slash dropped.
@@ -22,6 +25,10 @@ def checked_key(key: Any, *, root: bool = False) -> str:
         if root and key in ("", "/"):
             return ""
         raise ConfigurationError("the key is empty: give a path such as 'service/leader'")
+    if len(plain) > LONGEST_KEY:
+        raise ConfigurationError(
+            f"the key {plain[:40]!r}... has {len(plain)} characters: keep it within {LONGEST_KEY}"
+        )
     segments = plain.split("/")
     if any(segment in ("", ".", "..") for segment in segments):
         raise ConfigurationError(

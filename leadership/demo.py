@@ -51,7 +51,7 @@ def peers_urls(ttl: float) -> tuple[str, dict[str, str]]:
             ports.append(one.getsockname()[1])
     addresses = [f"127.0.0.1:{port}" for port in ports]
     # One machine has one wall clock, so there is no difference to wait for.
-    members = f"peers://{','.join(addresses)}?ttl_ceiling={ttl:g}&wall_clock_skew=0"
+    members = f"peers://{','.join(addresses)}?ttl_ceiling={ttl:g}&wall_clock_skew=0&bootstrap=1"
     listening = {
         name: f"{members}&listen={address}" for name, address in zip(NAMES, addresses, strict=True)
     }

@@ -45,7 +45,7 @@ class PeersCluster:
     def __init__(self, size: int, **options: object) -> None:
         self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(size)]
         # One machine has one wall clock, so there is no skew to wait for.
-        own = {"secret": SECRET, "ttl_ceiling": 1, "wall_clock_skew": 0.1}
+        own = {"secret": SECRET, "ttl_ceiling": 1, "wall_clock_skew": 0, "bootstrap": 1}
         self.options: dict[str, object] = {**own, **options}
 
     def url(self, number: int | None = None) -> str:

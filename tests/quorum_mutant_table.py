@@ -23,7 +23,11 @@ from .quorum_mutants import (
     AnswersBeforeItWrites,
     AppliesToUnknownSets,
     AsksNobodyBefore,
+    BeginsAlone,
     BeginsUndecided,
+    BeginsWithAMajority,
+    BeginsWithAState,
+    BeginsWithOldClocks,
     BelievesAnyTerm,
     BelievesTheForgetful,
     CampaignsUnwell,
@@ -36,6 +40,7 @@ from .quorum_mutants import (
     CountsRenewalsFromAnswer,
     DeposedByHigherTerms,
     ForgetsEarlierCeilings,
+    ForgetsThatItTookPart,
     GrowsDespiteRefusal,
     HearsFormerRuns,
     IgnoresPromises,
@@ -121,6 +126,14 @@ def _focus(**changes: Any) -> Callable[[Plan], Plan]:
 
 
 _DISKLESS = _focus(durable=False, wild_clocks=False, change_members=False, lost_disks=False)
+_BEGINNING = _focus(
+    durable=False,
+    wild_clocks=False,
+    change_members=False,
+    lost_disks=False,
+    bootstrap=True,
+    timing={"wall_clock_skew": 0.0},
+)
 _WILD = _focus(wild_clocks=True, change_members=False, lost_disks=False)
 _CHANGING = _focus(
     durable=True, change_members=True, wild_clocks=False, lost_disks=False, faults_per_second=1.5
@@ -135,6 +148,10 @@ def _skewed(plan: Plan) -> Plan:
         timing=dataclasses.replace(plan.timing, wall_clock_skew=8.0),
         faults_until=30.0,
     )
+
+
+def _skewed_beginning(plan: Plan) -> Plan:
+    return dataclasses.replace(_skewed(plan), bootstrap=True)
 
 
 MUTANTS: dict[str, Mutant] = {
@@ -336,6 +353,41 @@ MUTANTS: dict[str, Mutant] = {
             600,
             _focus(durable=True, lost_disks=True, change_members=False, wild_clocks=False),
             seed=231,
+        ),
+        # --- starting together ---
+        Mutant(
+            "bootstrap: whatever the others say",
+            _node(recovering_kind=BeginsAlone),
+            200,
+            _BEGINNING,
+            seed=44,
+        ),
+        Mutant(
+            "bootstrap: a majority is enough",
+            _node(recovering_kind=BeginsWithAMajority),
+            200,
+            _BEGINNING,
+            seed=7,
+        ),
+        Mutant(
+            "bootstrap: a node that takes part says that it began later",
+            _node(granting_kind=ForgetsThatItTookPart),
+            200,
+            _BEGINNING,
+            seed=62,
+        ),
+        Mutant(
+            "bootstrap: no wait for the clocks' skew",
+            _node(recovering_kind=BeginsWithOldClocks),
+            1000,
+            _skewed_beginning,
+            seed=7,
+        ),
+        Mutant(
+            "bootstrap: with a stored state, too",
+            BeginsWithAState,
+            directed="a_node_that_stored_a_state_is_silent_for_it_may_have_promised_"
+            "under_another_list",
         ),
         Mutant("3.5 no wait for the clocks' skew", NoSkewWait, 1000, _skewed, seed=85),
         Mutant(

@@ -26,6 +26,7 @@ from leadership.backends._quorum_messages import (
     MembersNotice,
     Message,
     Owner,
+    Recovery,
     Ticket,
     VoteAnswer,
 )
@@ -371,7 +372,7 @@ class AppliesToUnknownSets(Granting):
         header = message.header
         keys = self._key_sets.get(header.sender)
         if keys is None or keys.incarnation != header.incarnation:
-            self._key_sets[header.sender] = BelievesKeySets(header.incarnation)
+            self._key_sets[header.sender] = BelievesKeySets(header.incarnation, self._keys_limit)
         super()._on_heartbeat(message, now)
 
 
@@ -436,6 +437,40 @@ class SilentWithoutStateOnly(MutantNode):
         if self._recovering is not None and arguments["stored"] is not None:
             self._recovering.silent_until = self._recovering.next_at = arguments["now"]
             self._recovering._forgetting_until = arguments["now"]
+
+
+class BeginsAlone(Recovering):
+    def _look_whether_all_begin(self, now: float) -> None:
+        self._began_after_us.update(self._mail.quorum.everyone)
+        super()._look_whether_all_begin(now)
+
+
+class BeginsWithAMajority(Recovering):
+    def _look_whether_all_begin(self, now: float) -> None:
+        if self._mail.quorum.is_quorum({self._mail.id, *self._began_after_us}):
+            self._began_after_us.update(self._mail.quorum.everyone)
+        super()._look_whether_all_begin(now)
+
+
+class BeginsWithOldClocks(Recovering):
+    def _look_whether_all_begin(self, now: float) -> None:
+        super()._look_whether_all_begin(now)
+        if self._begin_at < math.inf:
+            self._begin_at = min(self._begin_at, now)
+
+
+class ForgetsThatItTookPart(Granting):
+    def _on_recovery(self, message: Recovery, now: float) -> None:
+        self._mail.peer(message.header.sender).run_before = message.header.incarnation
+        super()._on_recovery(message, now)
+
+
+class BeginsWithAState(MutantNode):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        if self._recovering is not None and arguments["bootstrap"]:
+            self._recovering._bootstrap = True
+            self._recovering.next_at = arguments["now"]
 
 
 class NoSkewWait(MutantNode):

@@ -61,7 +61,7 @@ class Plan:
     wild_clocks: bool
     change_members: bool
     lost_disks: bool
-    bootstrap_flag: bool = False
+    bootstrap: bool
 
 
 def draw(seed: int) -> Plan:
@@ -71,6 +71,7 @@ def draw(seed: int) -> Plan:
     durable = chance.random() < 0.4
     harsh = chance.random()
     change_members = durable and chance.random() < 0.5
+    beginning = Random(f"bootstrap {seed}")
     return Plan(
         seed=seed,
         nodes=nodes,
@@ -82,7 +83,8 @@ def draw(seed: int) -> Plan:
             heartbeat=0.2,
             guard=0.01,
             backoff=0.1,
-            wall_clock_skew=chance.choice([0.3, 2.0]),
+            # With clocks that agree, who starts together takes part at once.
+            wall_clock_skew=chance.choice([0.3, 2.0]) * beginning.choice([0.0, 1.0, 1.0]),
             wall_clock_limit=3600.0,
         ),
         durable=durable,
@@ -97,6 +99,7 @@ def draw(seed: int) -> Plan:
         wild_clocks=chance.random() < 0.15,
         change_members=change_members,
         lost_disks=durable and not change_members and chance.random() < 0.3,
+        bootstrap=beginning.random() < 0.4,
     )
 
 
@@ -258,7 +261,7 @@ class World:
             now=local,
             durable=self.plan.durable,
             stored=machine.stored if self.plan.durable else None,
-            bootstrap=self.plan.bootstrap_flag,
+            bootstrap=self.plan.bootstrap,
         )
         self.say(machine, f"starts as i{self._runs}")
         for key in self.keys:

@@ -67,7 +67,7 @@ class Cluster:
     def begin(self, *addresses: str, **options: Any) -> None:
         """Start the first nodes of a cluster that never ran before."""
         for address in addresses:
-            self.start(address, bootstrap=1, **options)
+            self.start(address, bootstrap=1, wall_clock_skew=0, **options)
 
     def join(self) -> str:
         """A new node, which waits to be added; its address."""

@@ -47,7 +47,7 @@ def stores(cluster: PeersCluster, tmp_path: Path) -> Iterator[list[Store]]:
             driver_of(store)
             return store
 
-        stores = [start(address, bootstrap=True) for address in first]
+        stores = [start(address, bootstrap=True, wall_clock_skew=0) for address in first]
         for store in stores:
             store.connect()
         yield [*stores, start(new, join=True)]

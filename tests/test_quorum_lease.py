@@ -273,10 +273,9 @@ def test_a_proclaimed_value_is_told_to_followers_and_kept_by_later_terms() -> No
     world.start_all()
     world.elect("n0")
     uid = world.machines["n0"].contending[world.key]
-    before = world.node("n1").leaders.version
     world.do("n0", lambda node, now: node.proclaim(world.key, uid, b"new", now))
     world.run(world.now + 2 * DELAY)
-    seen = world.node("n1").leaders.changed_since(before)[world.key]
+    seen = world.node("n1").leaders.leader(world.key)
     assert seen is not None
     assert seen.value == b"new"
     world.run(world.now + 2)
@@ -501,8 +500,10 @@ def test_legacy_members_count_in_the_size_and_never_vote() -> None:
 
 
 def test_one_node_among_legacy_members_is_no_majority() -> None:
-    world = QuietWorld(3, bootstrap_flag=True)
-    world.start(world.machines["n0"])
+    world = QuietWorld(3)
+    world.start_all()
+    for name in ("n1", "n2"):
+        world.stop(world.machines[name])
     world.node("n0").legacy.update({"n1", "n2"})
     world.enter(world.machines["n0"], world.key)
     world.run(world.now + 3)
@@ -689,11 +690,59 @@ def test_a_node_that_cannot_store_refuses_to_vote() -> None:
     world.wait(lambda: world.leader() == "n0")
 
 
-def test_a_first_cluster_may_start_at_once() -> None:
-    world = QuietWorld(3, bootstrap_flag=True)
+def test_nodes_that_all_start_together_take_part_at_once() -> None:
+    world = QuietWorld(3, bootstrap=True, timing={"wall_clock_skew": 0.0})
     world.start_all()
     assert world.now < 0.1
     assert world.of_kind("n0", Ready)
+
+
+def test_where_wall_clocks_differ_nodes_that_start_together_wait_until_terms_rise() -> None:
+    world = QuietWorld(3, bootstrap=True, timing={"wall_clock_skew": 0.3})
+    world.start_all()
+    timing = world.plan.timing
+    # For a clock that is as fast as any.
+    longest = timing.outlasting(timing.wall_clock_skew + timing.vote_window)
+    assert timing.wall_clock_skew + timing.vote_window < world.now < timing.outlasting(longest)
+
+
+def test_the_last_of_those_that_start_together_need_not_be_silent() -> None:
+    world = QuietWorld(3, bootstrap=True, timing={"wall_clock_skew": 0.0})
+    for name in ("n0", "n1"):
+        world.start(world.machines[name])
+    world.run(world.now + 0.5)
+    assert not any(world.node(name).ready for name in ("n0", "n1"))
+    began = world.now
+    world.start_all()
+    assert world.now - began < 2 * world.plan.timing.heartbeat
+
+
+@pytest.mark.parametrize("others", [1, 2])
+def test_one_that_starts_where_another_took_part_before_it_is_silent(others: int) -> None:
+    world = QuietWorld(3, bootstrap=True, timing={"wall_clock_skew": 0.0})
+    world.start_all()
+    world.elect("n0")
+    again = ["n1", "n2"][:others]
+    for name in again:
+        world.stop(world.machines[name])
+    began = {name: world.machines[name].local(world.now) for name in again}
+    for name in again:
+        world.start(world.machines[name])
+    world.wait(lambda: all(world.node(name).ready for name in again))
+    for name in again:
+        now = world.machines[name].local(world.now)
+        assert now - began[name] >= world.plan.timing.silence(None)
+
+
+def test_a_node_that_stored_a_state_is_silent_for_it_may_have_promised_under_another_list() -> None:
+    world = QuietWorld(3, bootstrap=True, durable=True, timing={"wall_clock_skew": 0.0})
+    world.start_all()
+    world.elect("n0")
+    for machine in world.machines.values():
+        world.stop(machine)
+    began = world.now
+    world.start_all()
+    assert world.now - began > world.plan.timing.lease_ceiling * 0.9
 
 
 # --- wall clocks ---

@@ -49,8 +49,10 @@ class Quiet(World):
                 seed=seed,
                 nodes=nodes,
                 keys=keys,
-                timing=dataclasses.replace(drawn.timing, lease_ceiling=1.0, backoff=0.15),
-                bootstrap_flag=True,
+                timing=dataclasses.replace(
+                    drawn.timing, lease_ceiling=1.0, backoff=0.15, wall_clock_skew=0.0
+                ),
+                bootstrap=True,
                 wild_clocks=False,
                 change_members=False,
                 **calm,  # type: ignore[arg-type]
@@ -333,7 +335,8 @@ def test_where_nothing_changes_an_answer_names_nobody_however_many_wait() -> Non
         for name in ("n0", "n1"):
             for key in world.keys:
                 world.enter(world.machines[name], key)
-        world.run(world.now + 5)
+            # One node after the other: where votes are split, a key is refused for good.
+            world.run(world.now + 3)
         world.sent.clear()
         world.run(world.now + 2)
         told = [message for _, _, message in world.sent if isinstance(message, HeartbeatAnswer)]

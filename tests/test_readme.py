@@ -131,7 +131,7 @@ def test_the_loop_on_etcd(etcd: EtcdClient) -> None:
 @pytest.mark.backend("peers")
 def test_example_following(example: Example) -> None:
     code, addresses = on_free_ports(EXAMPLES["following"])
-    members = f"peers://{','.join(addresses)}?ttl_ceiling=1&bootstrap=1&listen="
+    members = f"peers://{','.join(addresses)}?ttl_ceiling=1&bootstrap=1&wall_clock_skew=0&listen="
     with contextlib.ExitStack() as stack:
         stores = [stack.enter_context(new_store(members + each)) for each in addresses]
         for store in stores:
@@ -157,7 +157,7 @@ def test_example_following(example: Example) -> None:
 @pytest.mark.backend("peers")
 def test_example_members(example: Example, tmp_path: Path) -> None:
     code, addresses = on_free_ports(EXAMPLES["members"])
-    members = f"peers://{','.join(addresses)}?ttl_ceiling=1&bootstrap=1"
+    members = f"peers://{','.join(addresses)}?ttl_ceiling=1&bootstrap=1&wall_clock_skew=0"
     with contextlib.ExitStack() as stack:
         stores = [
             stack.enter_context(
