@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
-from urllib.parse import parse_qsl
 
 import msgspec
 
 from ..backend import Context
-from ..errors import ConfigurationError, LeadershipError, StoreUnavailable
+from ..errors import ConfigurationError, StoreUnavailable
 from ..events import PeerAlarm, PeerMembers, PeerMembersDiffer, PeerReady, PeerRefused
-from ._electio import Surface, node_id, read_reply
+from ._electio import Surface
 from ._peers_http import DROPPED, Answer, Asked, Client, Server
+from ._peers_knowledge import LEADER, Knowledge
+from ._peers_legacy import WHO, Legacy
 from ._peers_members import MEMBERS, MemberList, is_member
 from ._peers_operator import Operator
 from ._peers_post import MESSAGES, UNREADABLE, Post, report
@@ -33,7 +32,6 @@ from ._quorum_effects import (
     Effect,
     Elected,
     Ignored,
-    Leader,
     LeaderSeen,
     Lost,
     MembersChanged,
@@ -57,10 +55,6 @@ from ._quorum_messages import (
 )
 from ._quorum_messages import Answer as Answering
 
-WHO = "/leadership/who"
-LEADER = "/leadership/leader"
-
-_LONGEST_POLL = 30.0
 _QUIET = 10.0
 """Seconds in which the same complaint is told once."""
 _MOST_COMPLAINTS = 50
@@ -138,13 +132,12 @@ class Driver:
         self._complaints: dict[tuple[str, str], float] = {}
         self._alive_at = self._clock.now()
         self._drop_until = float("-inf")
-        self._reached_since: float | None = None
-        self._changed: asyncio.Future[None] | None = None
         self._shown = settings.shown
         self._closed = False
         self._ignored = False
         self.node: QuorumLease = None  # type: ignore[assignment]
         self.members: MemberList = None  # type: ignore[assignment]
+        self.knowledge: Knowledge = None  # type: ignore[assignment]
         self.surface = Surface(
             settings.cluster,
             settings.address,
@@ -182,6 +175,16 @@ class Driver:
             stored=stored,
             bootstrap=settings.bootstrap,
         )
+        self.knowledge = Knowledge(self.node, self._clock)
+        self._legacy = Legacy(
+            self.node,
+            settings.cluster,
+            self.surface,
+            self._client,
+            self._clock,
+            self._post.heard_of,
+            self._shown_leader,
+        )
         self.members = MemberList(
             self.node,
             settings,
@@ -189,7 +192,7 @@ class Driver:
             self._context.random,
             self._clock.now,
             self.act,
-            self.wait_change,
+            self.knowledge.wait,
             Operator(self._client, settings, self._context).ask,
             self.complain,
         )
@@ -198,7 +201,7 @@ class Driver:
         await self._server.start(settings.listen)
         await self._ask_whether_alone()
         self._spawn(self._look_after_time())
-        self._spawn(self._look_after_legacy())
+        self._spawn(self._legacy.look_after())
         self.act(self.node.tick)
 
     def _read(self, state: object) -> StoredState:
@@ -231,7 +234,7 @@ class Driver:
             # Its terms would end with the change: who gives way before is followed at once.
             for part in list(self._parts.values()):
                 part.dismissed("this node is being removed from the members")
-        self._tell_change()
+        self.knowledge.ring()
 
     async def _ask_whether_alone(self) -> None:
         """Two processes behind one address would vote twice in its name."""
@@ -269,7 +272,8 @@ class Driver:
                 # The interpreter is ending, and its pools of threads take nothing more.
                 self._state.close()
         self._writer.shutdown(wait=False)
-        self._tell_change()
+        if self.knowledge is not None:
+            self.knowledge.close()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -333,10 +337,10 @@ class Driver:
                     self._parts[uid].released()
             case LeaderSeen(key=key):
                 self._shown = self._shown or key
-                self._tell_change()
+                self.knowledge.ring()
             case Ready():
                 self._context.emit(PeerReady("", self._clock.now(), self._own.address))
-                self._tell_change()
+                self.knowledge.ring()
             case MembersChanged(stage):
                 self._go_by(stage)
             case TwoIncarnations(node, raised):
@@ -370,6 +374,11 @@ class Driver:
 
         writing.add_done_callback(written)
 
+    def _shown_leader(self) -> str | None:
+        """Whom electio's nodes are told of."""
+        leader = None if self._shown is None else self.node.leaders.leader(self._shown)
+        return None if leader is None else leader.node
+
     def _send(self, to: str, message: Message) -> None:
         if isinstance(message, Answering):
             header = message.header
@@ -399,7 +408,7 @@ class Driver:
         if asked.path == WHO and asked.method == "GET":
             return Answer(200, str(self._own.incarnation).encode())
         if asked.path == LEADER and asked.method == "GET":
-            return await self._tell_leader(asked)
+            return await self.knowledge.answer(asked)
         reply = self.surface.answer(asked.method, asked.path, asked.query)
         return Answer(reply.status, reply.body, reply.headers)
 
@@ -484,14 +493,9 @@ class Driver:
         while True:
             await self._clock.sleep(heartbeat / 2)
             self._notice_gap()
-            if self.reaches_quorum() != (self._reached_since is not None):
-                self._reached_since = None if self._reached_since else self._clock.now()
-                self._tell_change()
+            self.knowledge.look()
 
-    # --- who leads ---
-
-    def reaches_quorum(self) -> bool:
-        return self.is_member and self.node.reaches_quorum(self._clock.now())
+    # --- which member this is ---
 
     @property
     def is_member(self) -> bool:
@@ -502,87 +506,6 @@ class Driver:
     def was_removed(self) -> bool:
         """Whether this node's address is out of use for good."""
         return self._own.address in self.node.stage.retired
-
-    def knows(self, key: str) -> bool:
-        """Whether this node would have heard of a leader of `key`, if there is one."""
-        if self._reached_since is None or not self.reaches_quorum():
-            return False
-        if self.node.leaders.leader(key) is not None:
-            return True
-        # A leader is heard of with each heartbeat.
-        return self._clock.now() - self._reached_since > 2 * self._settings.timing.heartbeat
-
-    def leader(self, key: str) -> Leader | None:
-        return self.node.leaders.leader(key)
-
-    async def wait_change(self, seconds: float) -> None:
-        """Until something about leaders or the quorum is different, or a while has passed."""
-        if self._changed is None:
-            self._changed = asyncio.get_running_loop().create_future()
-        await self._clock.wait_for(asyncio.shield(self._changed), self._clock.now() + seconds)
-
-    def _tell_change(self) -> None:
-        changed, self._changed = self._changed, None
-        if changed is not None and not changed.done():
-            changed.set_result(None)
-
-    async def _tell_leader(self, asked: Asked) -> Answer:
-        """For who is no member: the leader now, or as soon as it is another than was told."""
-        wanted = LeaderQuestion.read(asked.query)
-        # In this order: what is no number at all becomes 0, or the timer would never end.
-        deadline = self._clock.now() + min(max(0.0, wanted.wait), _LONGEST_POLL)
-        while not self._closed:
-            told = self._told(wanted.key)
-            left = deadline - self._clock.now()
-            if told.tag != wanted.tag or left <= 0:
-                break
-            await self.wait_change(min(left, self._settings.timing.heartbeat))
-        return Answer(200, _encode(told), {"Content-Type": "application/json"})
-
-    def _told(self, key: str) -> LeaderAnswer:
-        members = self.node.stage.joining or self.node.stage.members
-        if not self.knows(key):
-            return LeaderAnswer("unknown", False, members=members)
-        leader = self.leader(key)
-        if leader is None:
-            return LeaderAnswer("none", True, members=members)
-        return LeaderAnswer(
-            f"{leader.term}-{zlib.crc32(leader.value):08x}",
-            True,
-            leader.value,
-            leader.term,
-            leader.node,
-            members,
-        )
-
-    # --- electio's nodes ---
-
-    def _shown_leader(self) -> str | None:
-        leader = None if self._shown is None else self.leader(self._shown)
-        return None if leader is None else leader.node
-
-    async def _look_after_legacy(self) -> None:
-        """Each second: see who speaks electio's protocol alone, and tell them of our leader."""
-        while True:
-            others = [m for m in self.node.stage.members if m != self._own.address]
-            silent = [m for m in others if not self._post.heard_of(m)]
-            await asyncio.gather(*(self._ping(each) for each in silent))
-            await self._clock.sleep(1.0)
-
-    async def _ping(self, address: str) -> None:
-        with contextlib.suppress(LeadershipError):
-            answer = await self._client.call("GET", address, self.surface.ping_path(), timeout=1.0)
-            reply = read_reply(answer.body) if answer.status == 200 else None
-            if reply is None:
-                return
-            self.surface.saw(node_id(self._settings.cluster, address), reply.master)
-            who = await self._client.call("GET", address, WHO, timeout=1.0)
-            if who.status == 200:
-                self.node.legacy.discard(address)
-                return
-            self.node.legacy.add(address)
-            if self._shown_leader() == self._own.address and reply.master != self.surface.id:
-                await self._client.call("GET", address, self.surface.follow_path(), timeout=1.0)
 
     # --- complaints ---
 
@@ -595,42 +518,6 @@ class Driver:
             return
         recent[of, reason] = now
         self._context.emit(PeerRefused("", now, of, reason))
-
-
-class LeaderQuestion(msgspec.Struct, frozen=True):
-    """What a client that is no member asks; in the query of a GET.
-
-    Attributes:
-        tag: of the answer that it had last; the next one waits until it is another.
-        wait: seconds, at most.
-    """
-
-    key: str
-    tag: str = ""
-    wait: float = 0.0
-
-    @classmethod
-    def read(cls, query: str) -> LeaderQuestion:
-        try:
-            return msgspec.convert(dict(parse_qsl(query)), cls, strict=False)
-        except msgspec.ValidationError:
-            return cls("")
-
-
-class LeaderAnswer(msgspec.Struct, frozen=True):
-    """
-    Attributes:
-        tag: differs with each change.
-        known: whether the node would have heard of a leader, if there is one.
-        members: who else can be asked.
-    """
-
-    tag: str
-    known: bool
-    value: bytes | None = None
-    term: int = 0
-    node: str = ""
-    members: tuple[str, ...] = ()
 
 
 def _wants_answer(request: Message) -> bool:

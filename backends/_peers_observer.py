@@ -10,8 +10,8 @@ import msgspec
 
 from ..backend import Context, Entry
 from ..errors import ConfigurationError, StoreUnavailable
-from ._peers_driver import LEADER, LeaderAnswer
 from ._peers_http import Client, split_address
+from ._peers_knowledge import LEADER, LeaderAnswer
 from ._peers_members import MembersTold
 from ._peers_operator import Operator
 from ._peers_post import UNREADABLE

@@ -76,10 +76,10 @@ class PeersBackend(Backend):
             return
         driver = await self.driver()
         deadline = self.context.clock.now() + self.context.request_timeout
-        while not (driver.node.ready and driver.reaches_quorum()):
+        while not (driver.node.ready and driver.knowledge.reaches_quorum()):
             if self.context.clock.now() >= deadline:
                 raise StoreUnavailable(_why_not_ready(driver))
-            await driver.wait_change(deadline - self.context.clock.now())
+            await driver.knowledge.wait(deadline - self.context.clock.now())
 
     async def driver(self) -> Driver:
         """The running node, started on first use.
@@ -184,9 +184,9 @@ class PeersBackend(Backend):
         told: list[Entry | None] = []
         cut_at: float | None = None
         while not self._closed:
-            if driver.knows(key):
+            if driver.knowledge.knows(key):
                 cut_at = None
-                leader = driver.leader(key)
+                leader = driver.knowledge.leader(key)
                 entry = None if leader is None else Entry(leader.value, leader.term)
                 if told != [entry]:
                     told = [entry]
@@ -197,7 +197,7 @@ class PeersBackend(Backend):
                 # After the start it takes a while to hear of whoever leads.
                 if told or clock.now() - cut_at >= patience:
                     raise StoreUnavailable(_why_not_ready(driver))
-            await driver.wait_change(self._settings.timing.heartbeat)
+            await driver.knowledge.wait(self._settings.timing.heartbeat)
         raise HandleClosed("the store is closed: make a new one")
 
 
@@ -206,7 +206,7 @@ def _why_not_ready(driver: Driver) -> str:
         return _REMOVED
     if not driver.is_member:
         return "this node is no member yet: add it, with leadership peers add"
-    if driver.reaches_quorum():
+    if driver.knowledge.reaches_quorum():
         return (
             "this node was started a moment ago, and takes part after its restart silence: "
             "wait, or lower ttl_ceiling on all nodes"
@@ -253,7 +253,7 @@ class PeersContender(Contender):
         patience = self._backend.context.request_timeout
         cut_at: float | None = None
         while not self._won.done():
-            if driver.node.ready and driver.reaches_quorum():
+            if driver.node.ready and driver.knowledge.reaches_quorum():
                 cut_at = None
                 if self.on_answer is not None:
                     self.on_answer()

@@ -19,8 +19,8 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 
-from leadership.backends._peers_driver import WHO
 from leadership.backends._peers_http import Client, Limits
+from leadership.backends._peers_legacy import WHO
 from leadership.clock import SystemClock
 from tests.candidate_process import CandidateProcess
 from tests.peers_cluster import PeersCluster

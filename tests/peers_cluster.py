@@ -31,7 +31,7 @@ def is_ready(store: Store) -> bool:
     if starting is None or not starting.done():
         return False
     driver = starting.result()
-    return driver.node.ready and driver.reaches_quorum()
+    return driver.node.ready and driver.knowledge.reaches_quorum()
 
 
 class PeersCluster:

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from leadership.backend import Address, Context
-from leadership.backends._peers_driver import LEADER, Driver, LeaderAnswer
+from leadership.backends._peers_driver import Driver
 from leadership.backends._peers_http import Answer, Client, Limits
+from leadership.backends._peers_knowledge import LEADER, LeaderAnswer
 from leadership.backends._peers_post import MESSAGES, Post
 from leadership.backends._peers_seal import Node, Seals
 from leadership.backends._peers_settings import settings_of
@@ -157,7 +158,7 @@ async def test_a_state_of_another_version_is_told_as_such(tmp_path: Path) -> Non
 @on_a_loop
 async def test_a_wait_that_is_no_number_is_answered_at_once(wait: str) -> None:
     async with running() as node, calling() as client:
-        await async_wait_until(lambda: node.driver.knows("k"), what="the quorum")
+        await async_wait_until(lambda: node.driver.knowledge.knows("k"), what="the quorum")
         path = f"{LEADER}?key=k&tag=none&wait={wait}"
         answer = await client.call("GET", node.address, path, timeout=5)
         assert msgspec.json.decode(answer.body, type=LeaderAnswer).tag == "none"

@@ -54,7 +54,7 @@ def test_it_names_our_leader_as_its_master_and_moves_nothing(
         wait_until(lambda: legacy.master == ids[1], 20, "the legacy node to be brought back")
         assert term.is_valid()
         for store in stores:
-            leader = driver_of(store).leader(KEY)
+            leader = driver_of(store).knowledge.leader(KEY)
             assert leader is not None
             assert (leader.node, leader.term) == (cluster.addresses[1], term.token)
     # Whoever leads next is its next master.

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from leadership import Candidate, Follower, Store, new_store
-from leadership.backends._peers_driver import LEADER, LeaderAnswer
 from leadership.backends._peers_http import Answer, Asked
+from leadership.backends._peers_knowledge import LEADER, LeaderAnswer
 from leadership.backends._peers_observer import Observer
 from leadership.errors import StoreUnavailable
 
@@ -47,10 +47,10 @@ def stores(cluster: PeersCluster, tmp_path: Path) -> Iterator[list[Store]]:
             driver_of(store)
             return store
 
-        stores = [start(address, bootstrap=True, wall_clock_skew=0) for address in first]
+        stores = [start(address) for address in first]
         for store in stores:
             store.connect()
-        yield [*stores, start(new, join=True)]
+        yield [*stores, start(new, join=True, bootstrap=False)]
 
 
 @pytest.fixture
