@@ -1,0 +1,309 @@
+"""Where a round is fought: a store's servers, each candidate's own line to them, an operator."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from kazoo.exceptions import NoNodeError
+
+from leadership.backends._consul_requests import places_of
+from leadership.retry import DEFAULT_RETRY
+from tests.peers_cluster import SECRET
+from tests.servers.consul import ConsulCluster, ConsulServer
+from tests.servers.consul_client import ConsulClient
+from tests.servers.etcd import EtcdCluster, EtcdServer
+from tests.servers.etcd_client import EtcdClient
+from tests.servers.fault_proxy import FaultProxy, Mode
+from tests.servers.ports import LOOPBACK, free_port
+from tests.servers.server import Server, Started
+from tests.servers.zookeeper import ZooKeeperClient, ZooKeeperEnsemble, ZooKeeperServer
+
+SLOTS = 3
+"""Candidates at a time; each time one starts again it takes the same slot."""
+
+KEY = "service/leader"
+
+_MARGIN = DEFAULT_RETRY.maximum + 3.0
+"""Seconds: whoever was cut off tries again after so long at most, on a busy machine."""
+
+
+class Line:
+    """One candidate's network: a relay to each of the servers."""
+
+    def __init__(self, targets: Sequence[str], chance: random.Random) -> None:
+        self.relays = []
+        for target in targets:
+            host, _, port = target.rpartition(":")
+            self.relays.append(FaultProxy(int(port), host, random.Random(chance.random())))
+
+    @property
+    def endpoint(self) -> str:
+        """The servers, as this candidate is told of them."""
+        return ",".join(relay.endpoint for relay in self.relays)
+
+    def set(self, mode: Mode, delay: float = 0.0) -> None:
+        """Change what happens to all that passes; `delay` in seconds."""
+        for relay in self.relays:
+            relay.set(mode, delay)
+
+    def lose_reply_to(self, request: bytes) -> None:
+        """Once these bytes go to a server, nothing comes back from it."""
+        for relay in self.relays:
+            relay.lose_reply_to(request)
+
+    def close(self) -> None:
+        """Drop all."""
+        for relay in self.relays:
+            relay.close()
+
+
+class Ground(Started, ABC):
+    """A store, for the time of a `with` block.
+
+    Attributes:
+        backend: its name.
+        ttl: seconds, of the candidates.
+        bound: seconds without a fault within which there is a leader, on a busy machine.
+        servers: to be killed and paused; none where the candidates are the store.
+        lines: by slot.
+    """
+
+    backend: str
+    ttl: float
+    bound: float
+    servers: Sequence[Server] = ()
+    lines: Sequence[Line] = ()
+
+    @property
+    def majority(self) -> int:
+        """How many servers are needed."""
+        return len(self.servers) // 2 + 1
+
+    @abstractmethod
+    def url(self, slot: int) -> str:
+        """The store's address for the candidate in this slot."""
+
+    def entries(self) -> list[str]:
+        """Whose entries the store has for the election: one name for each."""
+        return []
+
+    def remove_entry(self) -> None:
+        """As an operator: delete the leader's entry."""
+        raise NotImplementedError
+
+    def end_session(self) -> None:
+        """As an operator: end the leader's lease or session."""
+        raise NotImplementedError
+
+    def remains(self) -> list[str]:
+        """All entries and sessions that there are."""
+        return []
+
+
+class _Operated(Protocol):
+    @property
+    def endpoints(self) -> list[str]: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+C = TypeVar("C", bound=_Operated)
+
+
+class _ServedGround(Ground, Generic[C]):
+    """On servers of its own."""
+
+    def __init__(self, client: C, servers: Sequence[Server], chance: random.Random) -> None:
+        self.client = client
+        self.servers = servers
+        self._chance = chance
+
+    def start(self) -> None:
+        self.client.start()
+        self.lines = [Line(self.client.endpoints, self._chance) for _ in range(SLOTS)]
+
+    def stop(self) -> None:
+        for line in self.lines:
+            line.close()
+        self.client.stop()
+
+
+class EtcdGround(_ServedGround[Any]):
+    backend = "etcd"
+    ttl = 1.0
+    bound = 1.5 * ttl + _MARGIN
+    client: EtcdClient
+
+    def __init__(self, clustered: bool, chance: random.Random) -> None:
+        if clustered:
+            cluster = EtcdCluster()
+            super().__init__(cluster, cluster.members, chance)
+        else:
+            server = EtcdServer()
+            super().__init__(server, [server], chance)
+
+    def url(self, slot: int) -> str:
+        return f"etcd://{self.lines[slot].endpoint}"
+
+    def entries(self) -> list[str]:
+        return [base64.b64decode(pair["value"]).decode() for pair in self._pairs()]
+
+    def remove_entry(self) -> None:
+        for key in self._leading_key():
+            self.client.ctl("del", key)
+
+    def end_session(self) -> None:
+        for key in self._leading_key():
+            self.client.ctl("lease", "revoke", key.rpartition("/")[2])
+
+    def remains(self) -> list[str]:
+        leases = self.client.ctl("lease", "list").splitlines()[1:]
+        return [*self.entries(), *(f"lease {lease}" for lease in leases if lease)]
+
+    def _leading_key(self) -> list[str]:
+        """One, or none."""
+        ordered = sorted(self._pairs(), key=lambda pair: int(pair["create_revision"]))
+        return [base64.b64decode(first["key"]).decode() for first in ordered[:1]]
+
+    def _pairs(self) -> list[dict[str, str]]:
+        found = json.loads(self.client.ctl("get", "--prefix", f"{KEY}/", "--write-out=json"))
+        pairs: list[dict[str, str]] = found.get("kvs", [])
+        return pairs
+
+
+class ConsulGround(_ServedGround[Any]):
+    backend = "consul"
+    ttl = 1.0
+    # A session lives for up to twice its ttl.
+    bound = 2 * ttl + _MARGIN
+    client: ConsulClient
+
+    def __init__(self, clustered: bool, chance: random.Random) -> None:
+        if clustered:
+            cluster = ConsulCluster()
+            super().__init__(cluster, cluster.members, chance)
+        else:
+            server = ConsulServer()
+            super().__init__(server, [server], chance)
+
+    def url(self, slot: int) -> str:
+        return self.client.url_of(self.lines[slot].endpoint)
+
+    def entries(self) -> list[str]:
+        holder = self.client.holder(KEY)
+        waiting = [each.rpartition("/")[2] for each in self.client.keys(places_of(KEY))]
+        return [*([] if holder is None else [holder]), *waiting]
+
+    def remove_entry(self) -> None:
+        self.client.delete(KEY)
+
+    def end_session(self) -> None:
+        holder = self.client.holder(KEY)
+        if holder is not None:
+            self.client.destroy_session(holder)
+
+    def remains(self) -> list[str]:
+        return [*self.entries(), *(f"session {each}" for each in self.client.sessions())]
+
+
+class ZooKeeperGround(_ServedGround[Any]):
+    backend = "zookeeper"
+    ttl = 1.0
+    bound = 1.5 * ttl + _MARGIN
+    client: ZooKeeperClient
+
+    def __init__(self, clustered: bool, chance: random.Random) -> None:
+        if clustered:
+            ensemble = ZooKeeperEnsemble()
+            super().__init__(ensemble, ensemble.members, chance)
+        else:
+            server = ZooKeeperServer()
+            super().__init__(server, [server], chance)
+
+    def url(self, slot: int) -> str:
+        return f"zookeeper://{self.lines[slot].endpoint}"
+
+    def entries(self) -> list[str]:
+        with self.client.client() as operator:
+            return [value.decode() for _, _, value in self._nodes(operator)]
+
+    def remove_entry(self) -> None:
+        with self.client.client() as operator:
+            for _, path, _ in sorted(self._nodes(operator))[:1]:
+                operator.delete(path)
+
+    def remains(self) -> list[str]:
+        return [*self.entries(), *(f"session {each}" for each in self.client.sessions())]
+
+    def _nodes(self, operator: Any) -> list[tuple[int, str, bytes]]:
+        """The entries with the transactions that made them, their paths and values."""
+        nodes = []
+        try:
+            for name in operator.get_children(f"/{KEY}"):
+                value, stat = operator.get(f"/{KEY}/{name}")
+                nodes.append((stat.czxid, f"/{KEY}/{name}", value))
+        except NoNodeError:
+            # One left meanwhile, or nobody ever came.
+            return nodes
+        return nodes
+
+
+class PeersGround(Ground):
+    """No servers: each candidate is a member, behind a relay for all that is sent to it."""
+
+    backend = "peers"
+    ttl = 1.0
+    bound = 3 * ttl + _MARGIN
+
+    def __init__(self, states: Path | None, chance: random.Random) -> None:
+        self._states = states
+        self._chance = chance
+        self._ports = [free_port() for _ in range(SLOTS)]
+
+    def start(self) -> None:
+        self.lines = [Line([f"{LOOPBACK}:{port}"], self._chance) for port in self._ports]
+
+    def stop(self) -> None:
+        for line in self.lines:
+            line.close()
+
+    def url(self, slot: int) -> str:
+        members = ",".join(line.endpoint for line in self.lines)
+        options = [
+            f"address={self.lines[slot].endpoint}",
+            f"listen={LOOPBACK}:{self._ports[slot]}",
+            f"secret={SECRET.replace(' ', '%20')}",
+            f"ttl_ceiling={self.ttl:g}",
+            "wall_clock_skew=0",
+            "bootstrap=1",
+        ]
+        if self._states is not None:
+            options.append(f"state_dir={self._states / str(slot)}")
+        return f"peers://{members}?{'&'.join(options)}"
+
+
+_SERVED: dict[str, Callable[[bool, random.Random], Ground]] = {
+    "etcd": EtcdGround,
+    "consul": ConsulGround,
+    "zookeeper": ZooKeeperGround,
+}
+
+BACKENDS = ("etcd", "consul", "zookeeper", "peers")
+
+
+def ground(backend: str, clustered: bool, folder: Path, chance: random.Random) -> Ground:
+    """Not started yet.
+
+    Args:
+        clustered: on three servers instead of one; of peers: they remember over a restart.
+        folder: for what has to be remembered.
+    """
+    if backend == "peers":
+        return PeersGround(folder / "states" if clustered else None, chance)
+    return _SERVED[backend](clustered, chance)

@@ -1,0 +1,276 @@
+"""The faults: each breaks something, says for how many seconds, and mends it.
+
+A fault is a generator of the seconds until it goes on; between two of its
+steps others may act.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from tests.servers.fault_proxy import Mode
+from tests.servers.server import Server
+
+from .checker import REMOVAL_OVERLAP
+from .grounds import KEY, Ground
+from .scene import Scene, can_step_wall_clock
+
+Steps = Iterator[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of fault.
+
+    Attributes:
+        play: the fault, for a scene and the slot that it is aimed at.
+        area: two faults of one area never run at a time.
+        possible: whether it can be had on a ground.
+        removal: an operator takes a live leader's entry or session: alone, at a calm time.
+    """
+
+    name: str
+    play: Callable[[Scene, int], Steps]
+    area: str
+    possible: Callable[[Ground], bool] = lambda ground: True
+    removal: bool = False
+
+
+# --- the candidate's process ---
+
+
+def killed(scene: Scene, slot: int) -> Steps:
+    scene.processes[slot].kill()
+    yield scene.chance.uniform(0, scene.ground.ttl)
+    scene.start(slot)
+
+
+def paused(scene: Scene, slot: int, ttls: float) -> Steps:
+    process = scene.processes[slot]
+    process.pause()
+    yield ttls * scene.ground.ttl
+    process.resume()
+
+
+def drained(scene: Scene, slot: int) -> Steps:
+    scene.processes[slot].terminate()
+    yield scene.chance.uniform(0.2, scene.ground.ttl)
+    scene.start(slot)
+
+
+def blocked(scene: Scene, slot: int) -> Steps:
+    seconds = 2 * scene.ground.ttl
+    scene.processes[slot].order(f"block {seconds}")
+    yield seconds
+
+
+def resigned(scene: Scene, slot: int) -> Steps:
+    scene.processes[slot].order("resign")
+    yield 0.1
+
+
+def forked(scene: Scene, slot: int) -> Steps:
+    scene.processes[slot].order("fork")
+    yield 0.3
+
+
+def exited(scene: Scene, slot: int) -> Steps:
+    process = scene.processes[slot]
+    process.order("exit")
+    # Who does not lead does not obey, and is to go in the usual way.
+    yield 0.5
+    process.terminate()
+    yield 0.5
+    scene.start(slot)
+
+
+def stepped(scene: Scene, slot: int) -> Steps:
+    for seconds in (3600, -86_400, 0):
+        scene.step_wall_clock(slot, seconds)
+        yield scene.ground.ttl / 2
+
+
+# --- its network ---
+
+
+def cut(scene: Scene, slot: int, mode: Mode) -> Steps:
+    line = scene.ground.lines[slot]
+    line.set(mode)
+    yield scene.chance.uniform(0.3, 2.5) * scene.ground.ttl
+    # What was held back in the dark is lost for good half of the time, else it is only late.
+    if mode is not Mode.RESET and scene.chance.random() < 0.5:
+        line.set(Mode.RESET)
+    line.set(Mode.PASS)
+
+
+def slowed(scene: Scene, slot: int, mode: Mode) -> Steps:
+    line = scene.ground.lines[slot]
+    line.set(mode, 0.2)
+    yield scene.chance.uniform(1, 4) * scene.ground.ttl
+    line.set(Mode.PASS)
+
+
+def entry_unanswered(scene: Scene, slot: int) -> Steps:
+    """A new candidate's entry is made, and it does not hear of it."""
+    scene.processes[slot].kill()
+    scene.ground.lines[slot].lose_reply_to(_named_in_an_entry(scene))
+    scene.start(slot)
+    yield scene.chance.choice((0.5, 2)) * scene.ground.ttl + 0.5
+    yield from _answered(scene, slot)
+
+
+def release_unanswered(scene: Scene, slot: int) -> Steps:
+    """A leader resigns, and does not hear that it has."""
+    scene.ground.lines[slot].set(Mode.DOWN)
+    scene.processes[slot].order("resign")
+    yield scene.chance.choice((0.5, 2)) * scene.ground.ttl
+    yield from _answered(scene, slot)
+
+
+def _answered(scene: Scene, slot: int) -> Steps:
+    line = scene.ground.lines[slot]
+    if scene.chance.random() < 0.5:
+        line.set(Mode.RESET)
+        yield 0.1
+    line.set(Mode.PASS)
+
+
+def _named_in_an_entry(scene: Scene) -> bytes:
+    # Consul's client sends keys in a transaction, where they are plain as well.
+    return KEY.encode()
+
+
+# --- the store ---
+
+
+def server_killed(scene: Scene, slot: int) -> Steps:
+    server = scene.chance.choice(scene.ground.servers)
+    server.kill()
+    yield scene.chance.uniform(0.1, 2) * scene.ground.ttl
+    server.launch()
+    yield from _ready(scene, [server])
+
+
+def server_restarted(scene: Scene, slot: int) -> Steps:
+    server = scene.chance.choice(scene.ground.servers)
+    server.terminate()
+    server.launch()
+    yield from _ready(scene, [server])
+
+
+def server_paused(scene: Scene, slot: int) -> Steps:
+    server = scene.chance.choice(scene.ground.servers)
+    server.pause()
+    yield scene.chance.uniform(0.3, 2.5) * scene.ground.ttl
+    server.resume()
+
+
+def quorum_killed(scene: Scene, slot: int) -> Steps:
+    lost = scene.chance.sample(list(scene.ground.servers), scene.ground.majority)
+    for server in lost:
+        server.kill()
+    yield scene.chance.uniform(0.5, 2.5) * scene.ground.ttl
+    for server in lost:
+        server.launch()
+    yield from _ready(scene, lost)
+
+
+def quorum_paused(scene: Scene, slot: int) -> Steps:
+    lost = scene.chance.sample(list(scene.ground.servers), scene.ground.majority)
+    for server in lost:
+        server.pause()
+    yield scene.chance.uniform(0.5, 2.5) * scene.ground.ttl
+    # Each is ready only when the others run too.
+    with ThreadPoolExecutor(len(lost)) as pool:
+        for server in lost:
+            pool.submit(server.resume)
+
+
+def everybody_killed(scene: Scene, slot: int) -> Steps:
+    """Where the candidates are the store: a majority of it, or all."""
+    slots = list(scene.processes)
+    lost = scene.chance.sample(slots, scene.chance.choice((len(slots) // 2 + 1, len(slots))))
+    for each in lost:
+        scene.processes[each].kill()
+    yield scene.chance.uniform(0.1, 2) * scene.ground.ttl
+    for each in lost:
+        scene.start(each)
+    yield 2 * scene.ground.ttl
+
+
+def majority_paused(scene: Scene, slot: int) -> Steps:
+    """Where the candidates are the store: it loses its quorum, and gets it back."""
+    slots = list(scene.processes)
+    lost = scene.chance.sample(slots, len(slots) // 2 + 1)
+    for each in lost:
+        scene.processes[each].pause()
+    yield scene.chance.uniform(0.5, 2.5) * scene.ground.ttl
+    for each in lost:
+        scene.processes[each].resume()
+
+
+def _ready(scene: Scene, servers: list[Server]) -> Steps:
+    for server in servers:
+        server.wait_ready()
+    yield 0.1
+
+
+# --- the operator ---
+
+
+def entry_removed(scene: Scene, slot: int) -> Steps:
+    scene.ground.remove_entry()
+    yield 2 * REMOVAL_OVERLAP
+
+
+def session_ended(scene: Scene, slot: int) -> Steps:
+    scene.ground.end_session()
+    yield 2 * REMOVAL_OVERLAP
+
+
+def _has_servers(ground: Ground) -> bool:
+    return bool(ground.servers)
+
+
+def _has_cluster(ground: Ground) -> bool:
+    return len(ground.servers) > 1
+
+
+def _is_store_itself(ground: Ground) -> bool:
+    return not ground.servers
+
+
+def _sessions_can_be_ended(ground: Ground) -> bool:
+    return type(ground).end_session is not Ground.end_session
+
+
+KINDS = (
+    Kind("killed", killed, "process"),
+    Kind("paused for half the ttl", lambda scene, slot: paused(scene, slot, 0.5), "process"),
+    Kind("paused for twice the ttl", lambda scene, slot: paused(scene, slot, 2), "process"),
+    Kind("terminated, drains", drained, "process"),
+    Kind("user's code blocked", blocked, "process"),
+    Kind("resigns", resigned, "process"),
+    Kind("forked", forked, "process"),
+    Kind("exits without stop", exited, "process"),
+    Kind("wall clock stepped", stepped, "clock", lambda ground: can_step_wall_clock()),
+    Kind("cut, connections reset", lambda scene, slot: cut(scene, slot, Mode.RESET), "network"),
+    Kind("half-open both ways", lambda scene, slot: cut(scene, slot, Mode.STALL), "network"),
+    Kind("half-open towards the store", lambda scene, slot: cut(scene, slot, Mode.UP), "network"),
+    Kind("half-open from the store", lambda scene, slot: cut(scene, slot, Mode.DOWN), "network"),
+    Kind("200 ms of delay", lambda scene, slot: slowed(scene, slot, Mode.DELAY), "network"),
+    Kind("30 % of loss", lambda scene, slot: slowed(scene, slot, Mode.LOSS), "network"),
+    Kind("entry's reply lost", entry_unanswered, "process", _has_servers),
+    Kind("release's reply lost", release_unanswered, "network", _has_servers),
+    Kind("server killed", server_killed, "store", _has_servers),
+    Kind("server restarted", server_restarted, "store", _has_servers),
+    Kind("server paused", server_paused, "store", _has_servers),
+    Kind("quorum killed", quorum_killed, "store", _has_cluster),
+    Kind("quorum paused", quorum_paused, "store", _has_cluster),
+    Kind("members killed", everybody_killed, "process", _is_store_itself),
+    Kind("majority paused", majority_paused, "process", _is_store_itself),
+    Kind("entry removed", entry_removed, "operator", _has_servers, removal=True),
+    Kind("session ended", session_ended, "operator", _sessions_can_be_ended, removal=True),
+)

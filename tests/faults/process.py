@@ -1,0 +1,99 @@
+"""A candidate's process, seen from outside: started, paused, killed, told what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from tests.servers.programs import CHECKOUT
+
+from .contender import Wish
+
+GRACE = 20.0
+"""Seconds for a process to stop and leave before it is killed."""
+
+
+class Process:
+    """One run of `tests.faults.contender`.
+
+    Args:
+        wish: what it does.
+        log: where its complaints go.
+        prefix: a command to run it under.
+        environment: variables in addition to ours.
+    """
+
+    def __init__(
+        self,
+        wish: Wish,
+        log: Path,
+        prefix: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.name = wish.name
+        self.wish = wish
+        self._paused = False
+        arguments = ["-m", "tests.faults.contender", msgspec.json.encode(wish).decode()]
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                [*prefix, sys.executable, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                cwd=CHECKOUT,
+                env={**os.environ, **(environment or {})},
+            )
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def is_awake(self) -> bool:
+        return self.is_running and not self._paused
+
+    def order(self, line: str) -> None:
+        """Have the leader do it; a process that is gone does nothing."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self._paused = True
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._process.send_signal(signal.SIGCONT)
+        self._paused = False
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        self._process.kill()
+        self._leave()
+
+    def terminate(self) -> None:
+        """SIGTERM: it finishes its work and stops."""
+        self._process.terminate()
+
+    def wait(self) -> None:
+        """Wait for an end that is under way; it is killed if it takes too long."""
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._leave()
+
+    def _leave(self) -> None:
+        self._process.wait()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
