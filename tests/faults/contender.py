@@ -4,7 +4,8 @@
 
 It records what it sees in a file of its own, and takes orders, a line each:
 `resign`; `block SECONDS` (the user's thread, or event loop, stands still),
-`fork`, `exit` (the interpreter ends, nothing is stopped), which a leader obeys.
+`fork`, `exit` (the interpreter ends, nothing is stopped), which a leader obeys;
+`expire HOST:PORT` (our session on that ZooKeeper ends).
 At the end of its input, and at SIGTERM, it finishes its work and stops.
 """
 
@@ -18,10 +19,12 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from leadership import Candidate, aio, new_store
+from leadership.candidate import CandidateBase
 from leadership.clock import SystemClock
 from leadership.events import Event, PeerReady, TermEnded
 from leadership.signals import telling_signals
@@ -103,12 +106,13 @@ class Contender:
         self._write(term)
 
     def _reads_true(self, term: TermBase, forked: bool = False) -> bool:
+        before = term.valid_until
         began = _CLOCK.now()
-        leader = self.is_leader()
+        leader = self.candidate().is_leader()
         at = _CLOCK.now()
-        self.record.write(
-            Read(at, self.name, term.token, began, leader, term.valid_until, forked=forked)
-        )
+        # A renewal may have moved it on meanwhile, and the store's word put an end to it.
+        until = max(before, term.valid_until, 0.0)
+        self.record.write(Read(at, self.name, term.token, began, leader, until, forked=forked))
         return leader
 
     def _write(self, term: TermBase) -> None:
@@ -141,7 +145,7 @@ class Contender:
     def hook(self, event: Event) -> None:
         """Record that the end of a term was told."""
         if isinstance(event, TermEnded):
-            term = self.term()
+            term = self.candidate().term
             if term is not None and term.token == event.token:
                 self.record.write(
                     Told(_CLOCK.now(), self.name, term.token, term.valid_until, event.reason)
@@ -160,11 +164,21 @@ class Contender:
 
     def _listen(self) -> None:
         for line in sys.stdin:
-            if line.strip() == "resign":
+            order, _, argument = line.strip().partition(" ")
+            if order == "resign":
                 self.resign()
+            elif order == "expire":
+                self._expire(argument)
             else:
                 self._orders.put(line.strip())
         self.drain()
+
+    def _expire(self, endpoint: str) -> None:
+        """End our session on ZooKeeper, as a client that somehow got hold of its password."""
+        # Imported here: it would cost the processes of the other backends a third of their start.
+        from tests.zookeeper_elections import end_session, session_of
+
+        end_session(endpoint, session_of(self.candidate()))
 
     def drain(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Finish the work at hand, then stop."""
@@ -174,10 +188,7 @@ class Contender:
 
     # --- what differs ---
 
-    def is_leader(self) -> bool:
-        raise NotImplementedError
-
-    def term(self) -> TermBase | None:
+    def candidate(self) -> CandidateBase[Any]:
         raise NotImplementedError
 
     def resign(self) -> None:
@@ -213,11 +224,8 @@ class ThreadContender(Contender):
         self._elections.close()
         self._store.close()
 
-    def is_leader(self) -> bool:
-        return self._candidate.is_leader()
-
-    def term(self) -> TermBase | None:
-        return self._candidate.term
+    def candidate(self) -> CandidateBase[Any]:
+        return self._candidate
 
     def resign(self) -> None:
         self._candidate.resign()
@@ -252,11 +260,8 @@ class LoopContender(Contender):
         await self._elections.close()
         await self._store.close()
 
-    def is_leader(self) -> bool:
-        return self._candidate.is_leader()
-
-    def term(self) -> TermBase | None:
-        return self._candidate.term
+    def candidate(self) -> CandidateBase[Any]:
+        return self._candidate
 
     def resign(self) -> None:
         asyncio.run_coroutine_threadsafe(self._candidate.resign(), self._loop)

@@ -24,6 +24,8 @@ from tests.servers.ports import LOOPBACK, free_port
 from tests.servers.server import Server, Started
 from tests.servers.zookeeper import ZooKeeperClient, ZooKeeperEnsemble, ZooKeeperServer
 
+from .process import Process
+
 SLOTS = 3
 """Candidates at a time; each time one starts again it takes the same slot."""
 
@@ -72,6 +74,7 @@ class Ground(Started, ABC):
         bound: seconds without a fault within which there is a leader, on a busy machine.
         servers: to be killed and paused; none where the candidates are the store.
         lines: by slot.
+        token_ttl: seconds after which the store forgets a client that asked for nothing.
     """
 
     backend: str
@@ -79,6 +82,7 @@ class Ground(Started, ABC):
     bound: float
     servers: Sequence[Server] = ()
     lines: Sequence[Line] = ()
+    token_ttl: int | None = None
 
     @property
     def majority(self) -> int:
@@ -97,7 +101,7 @@ class Ground(Started, ABC):
         """As an operator: delete the leader's entry."""
         raise NotImplementedError
 
-    def end_session(self) -> None:
+    def end_session(self, leader: Process) -> None:
         """As an operator: end the leader's lease or session."""
         raise NotImplementedError
 
@@ -145,26 +149,35 @@ class EtcdGround(_ServedGround[Any]):
             cluster = EtcdCluster()
             super().__init__(cluster, cluster.members, chance)
         else:
-            server = EtcdServer()
+            self.token_ttl = 2
+            server = EtcdServer(auth=True, auth_token_ttl=self.token_ttl)
             super().__init__(server, [server], chance)
 
     def url(self, slot: int) -> str:
-        return f"etcd://{self.lines[slot].endpoint}"
+        user = self.client.user
+        login = "" if user is None else f"{user.name}:{user.password}@"
+        return f"etcd://{login}{self.lines[slot].endpoint}"
 
     def entries(self) -> list[str]:
         return [base64.b64decode(pair["value"]).decode() for pair in self._pairs()]
 
     def remove_entry(self) -> None:
         for key in self._leading_key():
-            self.client.ctl("del", key)
+            self._ctl("del", key)
 
-    def end_session(self) -> None:
+    def end_session(self, leader: Process) -> None:
         for key in self._leading_key():
-            self.client.ctl("lease", "revoke", key.rpartition("/")[2])
+            self._ctl("lease", "revoke", key.rpartition("/")[2])
 
     def remains(self) -> list[str]:
-        leases = self.client.ctl("lease", "list").splitlines()[1:]
+        leases = self._ctl("lease", "list").splitlines()[1:]
         return [*self.entries(), *(f"lease {lease}" for lease in leases if lease)]
+
+    def _ctl(self, *arguments: str) -> str:
+        # Its own 2 s to connect and log in are little on a busy machine.
+        return self.client.ctl(
+            "--dial-timeout=30s", "--command-timeout=30s", *arguments, timeout=40
+        )
 
     def _leading_key(self) -> list[str]:
         """One, or none."""
@@ -172,7 +185,7 @@ class EtcdGround(_ServedGround[Any]):
         return [base64.b64decode(first["key"]).decode() for first in ordered[:1]]
 
     def _pairs(self) -> list[dict[str, str]]:
-        found = json.loads(self.client.ctl("get", "--prefix", f"{KEY}/", "--write-out=json"))
+        found = json.loads(self._ctl("get", "--prefix", f"{KEY}/", "--write-out=json"))
         pairs: list[dict[str, str]] = found.get("kvs", [])
         return pairs
 
@@ -203,7 +216,7 @@ class ConsulGround(_ServedGround[Any]):
     def remove_entry(self) -> None:
         self.client.delete(KEY)
 
-    def end_session(self) -> None:
+    def end_session(self, leader: Process) -> None:
         holder = self.client.holder(KEY)
         if holder is not None:
             self.client.destroy_session(holder)
@@ -237,6 +250,10 @@ class ZooKeeperGround(_ServedGround[Any]):
         with self.client.client() as operator:
             for _, path, _ in sorted(self._nodes(operator))[:1]:
                 operator.delete(path)
+
+    def end_session(self, leader: Process) -> None:
+        # Only its owner knows the password that a session is ended by.
+        leader.order(f"expire {self.client.endpoint}")
 
     def remains(self) -> list[str]:
         return [*self.entries(), *(f"session {each}" for each in self.client.sessions())]

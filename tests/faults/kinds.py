@@ -28,14 +28,25 @@ class Kind:
         play: the fault, for a scene and the slot that it is aimed at.
         area: two faults of one area never run at a time.
         possible: whether it can be had on a ground.
-        removal: an operator takes a live leader's entry or session: alone, at a calm time.
+        leader: it is aimed at whoever leads, since nobody else would notice.
+        alone: at a calm time, and nothing else meanwhile.
+        removal: an operator takes a live leader's entry or session.
     """
 
     name: str
     play: Callable[[Scene, int], Steps]
     area: str
     possible: Callable[[Ground], bool] = lambda ground: True
+    leader: bool = False
+    alone: bool = False
     removal: bool = False
+
+
+def started(scene: Scene, *slots: int) -> Steps:
+    """Start candidates in these slots; they contend when it is over."""
+    processes = [scene.start(slot) for slot in slots]
+    while any(process.is_running and not process.has_started for process in processes):
+        yield 0.05
 
 
 # --- the candidate's process ---
@@ -44,7 +55,7 @@ class Kind:
 def killed(scene: Scene, slot: int) -> Steps:
     scene.processes[slot].kill()
     yield scene.chance.uniform(0, scene.ground.ttl)
-    scene.start(slot)
+    yield from started(scene, slot)
 
 
 def paused(scene: Scene, slot: int, ttls: float) -> Steps:
@@ -57,7 +68,7 @@ def paused(scene: Scene, slot: int, ttls: float) -> Steps:
 def drained(scene: Scene, slot: int) -> Steps:
     scene.processes[slot].terminate()
     yield scene.chance.uniform(0.2, scene.ground.ttl)
-    scene.start(slot)
+    yield from started(scene, slot)
 
 
 def blocked(scene: Scene, slot: int) -> Steps:
@@ -83,7 +94,7 @@ def exited(scene: Scene, slot: int) -> Steps:
     yield 0.5
     process.terminate()
     yield 0.5
-    scene.start(slot)
+    yield from started(scene, slot)
 
 
 def stepped(scene: Scene, slot: int) -> Steps:
@@ -116,7 +127,7 @@ def entry_unanswered(scene: Scene, slot: int) -> Steps:
     """A new candidate's entry is made, and it does not hear of it."""
     scene.processes[slot].kill()
     scene.ground.lines[slot].lose_reply_to(_named_in_an_entry(scene))
-    scene.start(slot)
+    yield from started(scene, slot)
     yield scene.chance.choice((0.5, 2)) * scene.ground.ttl + 0.5
     yield from _answered(scene, slot)
 
@@ -195,9 +206,7 @@ def everybody_killed(scene: Scene, slot: int) -> Steps:
     for each in lost:
         scene.processes[each].kill()
     yield scene.chance.uniform(0.1, 2) * scene.ground.ttl
-    for each in lost:
-        scene.start(each)
-    yield 2 * scene.ground.ttl
+    yield from started(scene, *lost)
 
 
 def majority_paused(scene: Scene, slot: int) -> Steps:
@@ -217,6 +226,13 @@ def _ready(scene: Scene, servers: list[Server]) -> Steps:
     yield 0.1
 
 
+def token_expired(scene: Scene, slot: int) -> Steps:
+    """The leader has nothing to say for so long that the store forgets who it is."""
+    assert scene.ground.token_ttl is not None
+    yield scene.ground.token_ttl + 1.5
+    yield from resigned(scene, slot)
+
+
 # --- the operator ---
 
 
@@ -226,7 +242,7 @@ def entry_removed(scene: Scene, slot: int) -> Steps:
 
 
 def session_ended(scene: Scene, slot: int) -> Steps:
-    scene.ground.end_session()
+    scene.ground.end_session(scene.processes[slot])
     yield 2 * REMOVAL_OVERLAP
 
 
@@ -242,6 +258,10 @@ def _is_store_itself(ground: Ground) -> bool:
     return not ground.servers
 
 
+def _has_tokens(ground: Ground) -> bool:
+    return ground.token_ttl is not None
+
+
 def _sessions_can_be_ended(ground: Ground) -> bool:
     return type(ground).end_session is not Ground.end_session
 
@@ -251,10 +271,10 @@ KINDS = (
     Kind("paused for half the ttl", lambda scene, slot: paused(scene, slot, 0.5), "process"),
     Kind("paused for twice the ttl", lambda scene, slot: paused(scene, slot, 2), "process"),
     Kind("terminated, drains", drained, "process"),
-    Kind("user's code blocked", blocked, "process"),
-    Kind("resigns", resigned, "process"),
-    Kind("forked", forked, "process"),
-    Kind("exits without stop", exited, "process"),
+    Kind("user's code blocked", blocked, "process", leader=True),
+    Kind("resigns", resigned, "process", leader=True),
+    Kind("forked", forked, "process", leader=True),
+    Kind("exits without stop", exited, "process", leader=True),
     Kind("wall clock stepped", stepped, "clock", lambda ground: can_step_wall_clock()),
     Kind("cut, connections reset", lambda scene, slot: cut(scene, slot, Mode.RESET), "network"),
     Kind("half-open both ways", lambda scene, slot: cut(scene, slot, Mode.STALL), "network"),
@@ -263,7 +283,7 @@ KINDS = (
     Kind("200 ms of delay", lambda scene, slot: slowed(scene, slot, Mode.DELAY), "network"),
     Kind("30 % of loss", lambda scene, slot: slowed(scene, slot, Mode.LOSS), "network"),
     Kind("entry's reply lost", entry_unanswered, "process", _has_servers),
-    Kind("release's reply lost", release_unanswered, "network", _has_servers),
+    Kind("release's reply lost", release_unanswered, "network", _has_servers, leader=True),
     Kind("server killed", server_killed, "store", _has_servers),
     Kind("server restarted", server_restarted, "store", _has_servers),
     Kind("server paused", server_paused, "store", _has_servers),
@@ -271,6 +291,23 @@ KINDS = (
     Kind("quorum paused", quorum_paused, "store", _has_cluster),
     Kind("members killed", everybody_killed, "process", _is_store_itself),
     Kind("majority paused", majority_paused, "process", _is_store_itself),
-    Kind("entry removed", entry_removed, "operator", _has_servers, removal=True),
-    Kind("session ended", session_ended, "operator", _sessions_can_be_ended, removal=True),
+    Kind("auth token expires", token_expired, "store", _has_tokens, leader=True, alone=True),
+    Kind(
+        "entry removed",
+        entry_removed,
+        "operator",
+        _has_servers,
+        leader=True,
+        alone=True,
+        removal=True,
+    ),
+    Kind(
+        "session ended",
+        session_ended,
+        "operator",
+        _sessions_can_be_ended,
+        leader=True,
+        alone=True,
+        removal=True,
+    ),
 )

@@ -55,8 +55,14 @@ class Process:
         return self._process.poll() is None
 
     @property
-    def is_awake(self) -> bool:
-        return self.is_running and not self._paused
+    def is_contending(self) -> bool:
+        """Whether it runs, is not paused, and has come as far as its first record."""
+        return self.is_running and not self._paused and self.has_started
+
+    @property
+    def has_started(self) -> bool:
+        record = Path(self.wish.record)
+        return record.exists() and record.stat().st_size > 0
 
     def order(self, line: str) -> None:
         """Have the leader do it; a process that is gone does nothing."""

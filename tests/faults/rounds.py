@@ -154,7 +154,7 @@ class _Course:
         if kind is None:
             return
         self._begun += 1
-        slot = self._scene.somebody()
+        slot = self._scene.leader() if kind.leader else self._scene.somebody()
         self._progress(kind.name)
         self._scene.injected(
             self._begun, kind.name, self._scene.processes[slot].name, removal=kind.removal
@@ -165,13 +165,13 @@ class _Course:
 
     def _draw(self) -> Kind | None:
         """One that can begin now; each kind comes once before any comes again."""
-        if len(self._active) >= AT_ONCE or any(fault.kind.removal for fault in self._active):
+        if len(self._active) >= AT_ONCE or any(fault.kind.alone for fault in self._active):
             return None
         if not self._bag:
             self._bag = self._scene.chance.sample(self._kinds, len(self._kinds))
         busy = {fault.kind.area for fault in self._active}
         for kind in self._bag:
-            if kind.area not in busy and not (kind.removal and self._active):
+            if kind.area not in busy and not (kind.alone and self._active):
                 self._bag.remove(kind)
                 return kind
         return None

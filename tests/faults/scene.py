@@ -57,7 +57,10 @@ class Scene:
     # --- the candidates ---
 
     def start(self, slot: int) -> Process:
-        """Start a candidate in this slot, after whoever had it has ended."""
+        """Start a candidate in this slot, after whoever had it has ended.
+
+        It contends once `has_started`, which takes an interpreter's start.
+        """
         former = self.processes.get(slot)
         if former is not None:
             former.wait()
@@ -79,15 +82,15 @@ class Scene:
         return started
 
     def leader(self) -> int:
-        """The slot of whoever wrote last, if it is awake; else of anybody."""
+        """The slot of whoever wrote last, if it contends; else of anybody."""
         for slot, process in self.processes.items():
-            if process.name == self.register.owner and process.is_awake:
+            if process.name == self.register.owner and process.is_contending:
                 return slot
         return self.anybody()
 
     def anybody(self) -> int:
-        """The slot of some candidate that runs."""
-        awake = [slot for slot, process in self.processes.items() if process.is_awake]
+        """The slot of some candidate that contends, if any does."""
+        awake = [slot for slot, process in self.processes.items() if process.is_contending]
         return self.chance.choice(awake or list(self.processes))
 
     def somebody(self) -> int:

@@ -2,17 +2,19 @@
 # Put the servers that the tests need into a private folder, from the distribution's own
 # packages, which are only unpacked: nothing is installed system-wide, root is not needed.
 #
-#   install.sh [etcd|consul|zookeeper]...      every known server when none is named
+#   install.sh [etcd|consul|zookeeper|faketime]...      all of them when none is named
 #
-# Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl,consul,zookeeper}.
+# Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl,consul,zookeeper},
+# and FOLDER/lib/libfaketimeMT.so.1, by which a process can be shown another wall clock.
 #
 #   LEADERSHIP_SERVERS    FOLDER; default: .servers in the checkout
 #   LEADERSHIP_DEBS       folder of .deb files by suite: looked in first, filled afterwards
 #   LEADERSHIP_MIRROR     base address of a package mirror; default: the one apt uses here
-#   ETCD_SUITES           suites to try, in this order; CONSUL_SUITES, ZOOKEEPER_SUITES likewise
+#   ETCD_SUITES           suites to try, in this order; CONSUL_SUITES, ZOOKEEPER_SUITES,
+#                         FAKETIME_SUITES likewise
 set -euo pipefail
 
-known="etcd consul zookeeper"
+known="etcd consul zookeeper faketime"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf 'install.sh: %s\n' "$*" >&2; }
@@ -37,6 +39,7 @@ fi
 ETCD_SUITES=${ETCD_SUITES:-$default_suites}
 CONSUL_SUITES=${CONSUL_SUITES:-$consul_suites}
 ZOOKEEPER_SUITES=${ZOOKEEPER_SUITES:-$default_suites}
+FAKETIME_SUITES=${FAKETIME_SUITES:-$default_suites}
 
 folder=${LEADERSHIP_SERVERS:-$here/../../.servers}
 mkdir -p "$folder/bin"
@@ -229,6 +232,27 @@ PROGRAM
             [ -n "$(version_zookeeper)" ] && return 0
         fi
         say "zookeeper: not from $suite"
+    done
+    return 1
+}
+
+version_faketime() {
+    local library=$folder/lib/libfaketimeMT.so.1
+    [ -e "$library" ] || return 0
+    [ "$(LD_PRELOAD=$library FAKETIME='2001-02-03 04:05:06' date +%Y 2>/dev/null)" = 2001 ] &&
+        printf 'libfaketime\n'
+}
+
+install_faketime() {
+    local suite found
+    for suite in $FAKETIME_SUITES; do
+        if fetch "$suite" libfaketime && unpack "$suite" faketime libfaketime; then
+            found=$(cd "$folder/faketime" && compgen -G 'usr/lib/*/faketime/libfaketimeMT.so.1')
+            mkdir -p "$folder/lib"
+            ln -sfn "../faketime/$found" "$folder/lib/libfaketimeMT.so.1"
+            [ -n "$(version_faketime)" ] && return 0
+        fi
+        say "faketime: not from $suite"
     done
     return 1
 }

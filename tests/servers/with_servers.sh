@@ -20,7 +20,7 @@ if [ -z "$wanted" ]; then
     :
 elif has apt-get && has dpkg-deb; then
     # shellcheck disable=SC2086
-    "$here/install.sh" $wanted
+    "$here/install.sh" $wanted faketime
 elif runs_docker; then
     # shellcheck disable=SC2086
     docker compose --project-directory "$here/../.." up -d --wait $wanted
