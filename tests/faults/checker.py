@@ -121,14 +121,15 @@ def _false_from_the_deadline_on(history: Sequence[AnyRecord]) -> Iterator[Violat
 
 
 def _false_is_for_ever(history: Sequence[AnyRecord]) -> Iterator[Violation]:
-    fallen = set()
+    fallen: dict[tuple[str, int], float] = {}
     for read in _of(Read, history):
         if read.forked:
             continue
         term = (read.process, read.token)
         if not read.leader:
-            fallen.add(term)
-        elif term in fallen:
+            fallen.setdefault(term, read.at)
+        # Of two threads that ask at once, one may hear True and the other False.
+        elif read.began > fallen.get(term, math.inf):
             details = f"{read.process} leads again under its old token {read.token}"
             yield Violation(read.at, "False is for ever", details)
 

@@ -72,7 +72,7 @@ class Contender:
         self.draining = threading.Event()
         self.leading = False
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._never = threading.Event()
+        self.never = threading.Event()
 
     def start(self) -> None:
         """Begin to record; orders are taken from now on."""
@@ -92,9 +92,11 @@ class Contender:
 
     def _work(self, term: TermBase) -> Iterator[None]:
         last_works = _LAST_WORKS
-        # A pause most likely falls between the question and the write: there it hurts.
         while self._reads_true(term):
+            # A pause most likely falls here. Who comes out of it asks before anything else,
+            # and writes whatever it hears: a late write is for the register to turn away.
             yield
+            self._reads_true(term)
             self._write(term)
             self._reads_true(term)
             self._obey(term)
@@ -102,8 +104,6 @@ class Contender:
                 last_works -= 1
             if last_works == 0:
                 return
-        # Whoever does not ask writes late, and is for the register to turn away.
-        self._write(term)
 
     def _reads_true(self, term: TermBase, forked: bool = False) -> bool:
         before = term.valid_until
@@ -124,7 +124,7 @@ class Contender:
         while not self._orders.empty():
             order, _, argument = self._orders.get().partition(" ")
             if order == "block":
-                self._never.wait(float(argument))
+                self.never.wait(float(argument))
             elif order == "fork":
                 self._fork(term)
             elif order == "exit":
@@ -155,8 +155,12 @@ class Contender:
             sys.stdout.flush()
 
     def _beat(self) -> None:
+        """Tell when the process stood still; whoever wakes here asks before the engine can act."""
         before = _CLOCK.now()
-        while not self._never.wait(_BEAT):
+        while not self.never.wait(_BEAT):
+            term = self.candidate().term
+            if self.leading and term is not None:
+                self._reads_true(term)
             now = _CLOCK.now()
             if now - before > _STALL:
                 self.record.write(Stalled(now, self.name, before))
@@ -217,8 +221,9 @@ class ThreadContender(Contender):
             if elected:
                 term = self._candidate.term
                 assert term is not None
+                # Not by `wait_lost`: to come back from that the library must run first.
                 for _ in self.lead(term):
-                    term.wait_lost(PACE)
+                    self.never.wait(PACE)
             if self.draining.is_set():
                 break
         self._elections.close()
@@ -254,7 +259,7 @@ class LoopContender(Contender):
                 term = self._candidate.term
                 assert term is not None
                 for _ in self.lead(term):
-                    await term.wait_lost(PACE)
+                    await asyncio.sleep(PACE)
             if self.draining.is_set():
                 break
         await self._elections.close()

@@ -198,6 +198,12 @@ ACCEPTED: dict[str, list[AnyRecord]] = {
         reads("a", 7, 1.1, leader=False, valid_until=3.0),
         told("a", 7, 1.1, 3.0),
     ),
+    "one thread hears False, and another that asked before it True": in_order(
+        reads("a", 7, 1.0, valid_until=3.0),
+        reads("a", 7, 1.1, leader=False, valid_until=3.0),
+        reads("a", 7, 1.2, valid_until=3.0, took=0.15),
+        told("a", 7, 1.2, 3.0),
+    ),
     "the same process leads again by a newer token": in_order(
         a_term_of_a(), reads("a", 9, 4.0, valid_until=9), told("a", 9, 4.1, 9)
     ),
