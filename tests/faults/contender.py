@@ -158,11 +158,11 @@ class Contender:
         """Tell when the process stood still; whoever wakes here asks before the engine can act."""
         before = _CLOCK.now()
         while not self.never.wait(_BEAT):
-            term = self.candidate().term
-            if self.leading and term is not None:
-                self._reads_true(term)
             now = _CLOCK.now()
             if now - before > _STALL:
+                term = self.candidate().term
+                if self.leading and term is not None:
+                    self._reads_true(term)
                 self.record.write(Stalled(now, self.name, before))
             before = now
 

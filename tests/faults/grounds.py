@@ -71,7 +71,7 @@ class Ground(Started, ABC):
     Attributes:
         backend: its name.
         ttl: seconds, of the candidates.
-        bound: seconds without a fault within which there is a leader, on a busy machine.
+        expiry: seconds after a leader's death until another leads, as a rule.
         servers: to be killed and paused; none where the candidates are the store.
         lines: by slot.
         token_ttl: seconds after which the store forgets a client that asked for nothing.
@@ -79,10 +79,15 @@ class Ground(Started, ABC):
 
     backend: str
     ttl: float
-    bound: float
+    expiry: float
     servers: Sequence[Server] = ()
     lines: Sequence[Line] = ()
     token_ttl: int | None = None
+
+    @property
+    def bound(self) -> float:
+        """Seconds without a fault within which there is a leader, on a busy machine."""
+        return self.expiry + _MARGIN
 
     @property
     def majority(self) -> int:
@@ -141,7 +146,7 @@ class _ServedGround(Ground, Generic[C]):
 class EtcdGround(_ServedGround[Any]):
     backend = "etcd"
     ttl = 1.0
-    bound = 1.5 * ttl + _MARGIN
+    expiry = 1.5 * ttl
     client: EtcdClient
 
     def __init__(self, clustered: bool, chance: random.Random) -> None:
@@ -194,7 +199,7 @@ class ConsulGround(_ServedGround[Any]):
     backend = "consul"
     ttl = 1.0
     # A session lives for up to twice its ttl.
-    bound = 2 * ttl + _MARGIN
+    expiry = 2 * ttl
     client: ConsulClient
 
     def __init__(self, clustered: bool, chance: random.Random) -> None:
@@ -228,7 +233,7 @@ class ConsulGround(_ServedGround[Any]):
 class ZooKeeperGround(_ServedGround[Any]):
     backend = "zookeeper"
     ttl = 1.0
-    bound = 1.5 * ttl + _MARGIN
+    expiry = 1.5 * ttl
     client: ZooKeeperClient
 
     def __init__(self, clustered: bool, chance: random.Random) -> None:
@@ -276,7 +281,7 @@ class PeersGround(Ground):
 
     backend = "peers"
     ttl = 1.0
-    bound = 3 * ttl + _MARGIN
+    expiry = 1.5 * ttl
 
     def __init__(self, states: Path | None, chance: random.Random) -> None:
         self._states = states

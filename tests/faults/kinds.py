@@ -58,11 +58,29 @@ def killed(scene: Scene, slot: int) -> Steps:
     yield from started(scene, slot)
 
 
-def paused(scene: Scene, slot: int, ttls: float) -> Steps:
+def paused_shortly(scene: Scene, slot: int) -> Steps:
+    yield from _paused(scene, slot, 0.5 * scene.ground.ttl)
+
+
+def paused_for_long(scene: Scene, slot: int) -> Steps:
+    yield from _paused(scene, slot, _long(scene))
+
+
+def _paused(scene: Scene, slot: int, seconds: float) -> Steps:
     process = scene.processes[slot]
     process.pause()
-    yield ttls * scene.ground.ttl
+    yield seconds
     process.resume()
+
+
+def _long(scene: Scene) -> float:
+    """Seconds after which somebody else leads instead."""
+    return scene.ground.expiry + scene.chance.uniform(0.3, 1.3) * scene.ground.ttl
+
+
+def _short_or_long(scene: Scene) -> float:
+    short = scene.chance.uniform(0.2, 0.8) * scene.ground.ttl
+    return scene.chance.choice((short, _long(scene)))
 
 
 def drained(scene: Scene, slot: int) -> Steps:
@@ -109,7 +127,7 @@ def stepped(scene: Scene, slot: int) -> Steps:
 def cut(scene: Scene, slot: int, mode: Mode) -> Steps:
     line = scene.ground.lines[slot]
     line.set(mode)
-    yield scene.chance.uniform(0.3, 2.5) * scene.ground.ttl
+    yield _short_or_long(scene)
     # What was held back in the dark is lost for good half of the time, else it is only late.
     if mode is not Mode.RESET and scene.chance.random() < 0.5:
         line.set(Mode.RESET)
@@ -128,7 +146,7 @@ def entry_unanswered(scene: Scene, slot: int) -> Steps:
     scene.processes[slot].kill()
     scene.ground.lines[slot].lose_reply_to(_named_in_an_entry(scene))
     yield from started(scene, slot)
-    yield scene.chance.choice((0.5, 2)) * scene.ground.ttl + 0.5
+    yield _short_or_long(scene)
     yield from _answered(scene, slot)
 
 
@@ -136,7 +154,7 @@ def release_unanswered(scene: Scene, slot: int) -> Steps:
     """A leader resigns, and does not hear that it has."""
     scene.ground.lines[slot].set(Mode.DOWN)
     scene.processes[slot].order("resign")
-    yield scene.chance.choice((0.5, 2)) * scene.ground.ttl
+    yield _short_or_long(scene)
     yield from _answered(scene, slot)
 
 
@@ -174,7 +192,7 @@ def server_restarted(scene: Scene, slot: int) -> Steps:
 def server_paused(scene: Scene, slot: int) -> Steps:
     server = scene.chance.choice(scene.ground.servers)
     server.pause()
-    yield scene.chance.uniform(0.3, 2.5) * scene.ground.ttl
+    yield _short_or_long(scene)
     server.resume()
 
 
@@ -182,7 +200,7 @@ def quorum_killed(scene: Scene, slot: int) -> Steps:
     lost = scene.chance.sample(list(scene.ground.servers), scene.ground.majority)
     for server in lost:
         server.kill()
-    yield scene.chance.uniform(0.5, 2.5) * scene.ground.ttl
+    yield _short_or_long(scene)
     for server in lost:
         server.launch()
     yield from _ready(scene, lost)
@@ -192,7 +210,7 @@ def quorum_paused(scene: Scene, slot: int) -> Steps:
     lost = scene.chance.sample(list(scene.ground.servers), scene.ground.majority)
     for server in lost:
         server.pause()
-    yield scene.chance.uniform(0.5, 2.5) * scene.ground.ttl
+    yield _short_or_long(scene)
     # Each is ready only when the others run too.
     with ThreadPoolExecutor(len(lost)) as pool:
         for server in lost:
@@ -215,7 +233,7 @@ def majority_paused(scene: Scene, slot: int) -> Steps:
     lost = scene.chance.sample(slots, len(slots) // 2 + 1)
     for each in lost:
         scene.processes[each].pause()
-    yield scene.chance.uniform(0.5, 2.5) * scene.ground.ttl
+    yield _short_or_long(scene)
     for each in lost:
         scene.processes[each].resume()
 
@@ -268,8 +286,8 @@ def _sessions_can_be_ended(ground: Ground) -> bool:
 
 KINDS = (
     Kind("killed", killed, "process"),
-    Kind("paused for half the ttl", lambda scene, slot: paused(scene, slot, 0.5), "process"),
-    Kind("paused for twice the ttl", lambda scene, slot: paused(scene, slot, 2), "process"),
+    Kind("paused for half the ttl", paused_shortly, "process"),
+    Kind("paused for longer than the ttl", paused_for_long, "process"),
     Kind("terminated, drains", drained, "process"),
     Kind("user's code blocked", blocked, "process", leader=True),
     Kind("resigns", resigned, "process", leader=True),
