@@ -14,6 +14,7 @@ from kazoo.exceptions import NoNodeError
 
 from leadership.backends._consul_requests import places_of
 from leadership.retry import DEFAULT_RETRY
+from tests.network_namespaces import Network, can_be_made
 from tests.peers_cluster import SECRET
 from tests.servers.consul import ConsulCluster, ConsulServer
 from tests.servers.consul_client import ConsulClient
@@ -35,8 +36,28 @@ _MARGIN = DEFAULT_RETRY.maximum + 3.0
 """Seconds: whoever was cut off tries again after so long at most, on a busy machine."""
 
 
-class Line:
-    """One candidate's network: a relay to each of the servers."""
+class Line(Protocol):
+    """One candidate's network."""
+
+    modes: frozenset[Mode]
+
+    def set(self, mode: Mode, delay: float = 0.0) -> None:
+        """Change what happens to all that passes, in one of the `modes`; `delay` in seconds."""
+
+    def lose_reply_to(self, request: bytes) -> None:
+        """Once these bytes go to a server, nothing comes back from it."""
+
+    def has_lost_reply(self) -> bool:
+        """Whether they have gone since."""
+
+    def close(self) -> None:
+        """Drop all."""
+
+
+class RelayedLine:
+    """A relay to each of the servers."""
+
+    modes = frozenset(Mode)
 
     def __init__(self, targets: Sequence[str], chance: random.Random) -> None:
         self.relays = []
@@ -50,19 +71,47 @@ class Line:
         return ",".join(relay.endpoint for relay in self.relays)
 
     def set(self, mode: Mode, delay: float = 0.0) -> None:
-        """Change what happens to all that passes; `delay` in seconds."""
         for relay in self.relays:
             relay.set(mode, delay)
 
     def lose_reply_to(self, request: bytes) -> None:
-        """Once these bytes go to a server, nothing comes back from it."""
         for relay in self.relays:
             relay.lose_reply_to(request)
 
+    def has_lost_reply(self) -> bool:
+        return any(relay.mode is Mode.DOWN for relay in self.relays)
+
     def close(self) -> None:
-        """Drop all."""
         for relay in self.relays:
             relay.close()
+
+
+class MachineLine:
+    """The cable of a machine of its own, among others that are members too."""
+
+    modes = frozenset({Mode.PASS, Mode.STALL, Mode.UP, Mode.DOWN})
+
+    def __init__(self, network: Network, number: int) -> None:
+        self._network = network
+        self._number = number
+
+    def set(self, mode: Mode, delay: float = 0.0) -> None:
+        for other in range(len(self._network.hosts)):
+            if other != self._number and mode in (Mode.STALL, Mode.UP):
+                self._network.cut(self._number, other)
+            if other != self._number and mode in (Mode.STALL, Mode.DOWN):
+                self._network.cut(other, self._number)
+        if mode is Mode.PASS:
+            self._network.heal()
+
+    def lose_reply_to(self, request: bytes) -> None:
+        raise NotImplementedError
+
+    def has_lost_reply(self) -> bool:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
 
 
 class Ground(Started, ABC):
@@ -75,6 +124,8 @@ class Ground(Started, ABC):
         servers: to be killed and paused; none where the candidates are the store.
         lines: by slot.
         token_ttl: seconds after which the store forgets a client that asked for nothing.
+        session_request, entry_request: bytes by which the request that makes a session,
+            or an entry, is known on the line.
     """
 
     backend: str
@@ -83,11 +134,17 @@ class Ground(Started, ABC):
     servers: Sequence[Server] = ()
     lines: Sequence[Line] = ()
     token_ttl: int | None = None
+    session_request = b""
+    entry_request = KEY.encode() + b"/"
 
     @property
     def bound(self) -> float:
         """Seconds without a fault within which there is a leader, on a busy machine."""
         return self.expiry + _MARGIN
+
+    def command(self, slot: int) -> tuple[str, ...]:
+        """What a process of this slot is run under."""
+        return ()
 
     @property
     def majority(self) -> int:
@@ -128,6 +185,8 @@ C = TypeVar("C", bound=_Operated)
 class _ServedGround(Ground, Generic[C]):
     """On servers of its own."""
 
+    lines: Sequence[RelayedLine] = ()
+
     def __init__(self, client: C, servers: Sequence[Server], chance: random.Random) -> None:
         self.client = client
         self.servers = servers
@@ -135,7 +194,7 @@ class _ServedGround(Ground, Generic[C]):
 
     def start(self) -> None:
         self.client.start()
-        self.lines = [Line(self.client.endpoints, self._chance) for _ in range(SLOTS)]
+        self.lines = [RelayedLine(self.client.endpoints, self._chance) for _ in range(SLOTS)]
 
     def stop(self) -> None:
         for line in self.lines:
@@ -147,6 +206,7 @@ class EtcdGround(_ServedGround[Any]):
     backend = "etcd"
     ttl = 1.0
     expiry = 1.5 * ttl
+    session_request = b"LeaseGrant"
     client: EtcdClient
 
     def __init__(self, clustered: bool, chance: random.Random) -> None:
@@ -200,6 +260,8 @@ class ConsulGround(_ServedGround[Any]):
     ttl = 1.0
     # A session lives for up to twice its ttl.
     expiry = 2 * ttl
+    session_request = b"session/create"
+    entry_request = b'"lock"'
     client: ConsulClient
 
     def __init__(self, clustered: bool, chance: random.Random) -> None:
@@ -234,6 +296,8 @@ class ZooKeeperGround(_ServedGround[Any]):
     backend = "zookeeper"
     ttl = 1.0
     expiry = 1.5 * ttl
+    # Of the protocol's version, with which every connection begins.
+    session_request = bytes(4)
     client: ZooKeeperClient
 
     def __init__(self, clustered: bool, chance: random.Random) -> None:
@@ -277,29 +341,20 @@ class ZooKeeperGround(_ServedGround[Any]):
 
 
 class PeersGround(Ground):
-    """No servers: each candidate is a member, behind a relay for all that is sent to it."""
+    """No servers: each candidate is a member."""
 
     backend = "peers"
     ttl = 1.0
     expiry = 1.5 * ttl
 
-    def __init__(self, states: Path | None, chance: random.Random) -> None:
+    def __init__(self, states: Path | None) -> None:
         self._states = states
-        self._chance = chance
-        self._ports = [free_port() for _ in range(SLOTS)]
-
-    def start(self) -> None:
-        self.lines = [Line([f"{LOOPBACK}:{port}"], self._chance) for port in self._ports]
-
-    def stop(self) -> None:
-        for line in self.lines:
-            line.close()
+        self.members: list[str] = []
 
     def url(self, slot: int) -> str:
-        members = ",".join(line.endpoint for line in self.lines)
         options = [
-            f"address={self.lines[slot].endpoint}",
-            f"listen={LOOPBACK}:{self._ports[slot]}",
+            f"address={self.members[slot]}",
+            f"listen={self.listen(slot)}",
             f"secret={SECRET.replace(' ', '%20')}",
             f"ttl_ceiling={self.ttl:g}",
             "wall_clock_skew=0",
@@ -307,7 +362,55 @@ class PeersGround(Ground):
         ]
         if self._states is not None:
             options.append(f"state_dir={self._states / str(slot)}")
-        return f"peers://{members}?{'&'.join(options)}"
+        return f"peers://{','.join(self.members)}?{'&'.join(options)}"
+
+    @abstractmethod
+    def listen(self, slot: int) -> str:
+        """Where this member listens."""
+
+
+class RelayedPeersGround(PeersGround):
+    """Each member is behind a relay for all that is sent to it."""
+
+    lines: Sequence[RelayedLine] = ()
+
+    def __init__(self, states: Path | None, chance: random.Random) -> None:
+        super().__init__(states)
+        self._chance = chance
+        self._listen = [f"{LOOPBACK}:{free_port()}" for _ in range(SLOTS)]
+
+    def start(self) -> None:
+        self.lines = [RelayedLine([address], self._chance) for address in self._listen]
+        self.members = [line.endpoint for line in self.lines]
+
+    def stop(self) -> None:
+        for line in self.lines:
+            line.close()
+
+    def listen(self, slot: int) -> str:
+        return self._listen[slot]
+
+
+class ScatteredPeersGround(PeersGround):
+    """Each member is on a machine of its own: root on Linux only."""
+
+    def __init__(self, states: Path | None) -> None:
+        super().__init__(states)
+        self._network = Network(SLOTS)
+
+    def start(self) -> None:
+        self._network.start()
+        self.lines = [MachineLine(self._network, slot) for slot in range(SLOTS)]
+        self.members = [f"{host}:7000" for host in self._network.hosts]
+
+    def stop(self) -> None:
+        self._network.close()
+
+    def listen(self, slot: int) -> str:
+        return self.members[slot]
+
+    def command(self, slot: int) -> tuple[str, ...]:
+        return tuple(self._network.command(slot))
 
 
 _SERVED: dict[str, Callable[[bool, random.Random], Ground]] = {
@@ -323,9 +426,13 @@ def ground(backend: str, clustered: bool, folder: Path, chance: random.Random) -
     """Not started yet.
 
     Args:
-        clustered: on three servers instead of one; of peers: they remember over a restart.
+        clustered: on three servers instead of one. Of peers: each on a machine of its own,
+            where such can be had.
         folder: for what has to be remembered.
     """
-    if backend == "peers":
-        return PeersGround(folder / "states" if clustered else None, chance)
-    return _SERVED[backend](clustered, chance)
+    if backend != "peers":
+        return _SERVED[backend](clustered, chance)
+    states = folder / "states" if chance.random() < 0.5 else None
+    if clustered and can_be_made():
+        return ScatteredPeersGround(states)
+    return RelayedPeersGround(states, chance)

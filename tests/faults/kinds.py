@@ -14,10 +14,14 @@ from tests.servers.fault_proxy import Mode
 from tests.servers.server import Server
 
 from .checker import REMOVAL_OVERLAP
-from .grounds import KEY, Ground
+from .grounds import Ground
 from .scene import Scene, can_step_wall_clock
 
 Steps = Iterator[float]
+
+PROCESS, NETWORK, CLOCK, STORE, OPERATOR = (
+    frozenset({area}) for area in ("process", "network", "clock", "store", "operator")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Kind:
 
     Attributes:
         play: the fault, for a scene and the slot that it is aimed at.
-        area: two faults of one area never run at a time.
+        areas: what it breaks; two faults that break the same never run at a time.
         possible: whether it can be had on a ground.
         leader: it is aimed at whoever leads, since nobody else would notice.
         alone: at a calm time, and nothing else meanwhile.
@@ -35,7 +39,7 @@ class Kind:
 
     name: str
     play: Callable[[Scene, int], Steps]
-    area: str
+    areas: frozenset[str]
     possible: Callable[[Ground], bool] = lambda ground: True
     leader: bool = False
     alone: bool = False
@@ -128,10 +132,7 @@ def cut(scene: Scene, slot: int, mode: Mode) -> Steps:
     line = scene.ground.lines[slot]
     line.set(mode)
     yield _short_or_long(scene)
-    # What was held back in the dark is lost for good half of the time, else it is only late.
-    if mode is not Mode.RESET and scene.chance.random() < 0.5:
-        line.set(Mode.RESET)
-    line.set(Mode.PASS)
+    yield from _mended(scene, slot)
 
 
 def slowed(scene: Scene, slot: int, mode: Mode) -> Steps:
@@ -141,13 +142,25 @@ def slowed(scene: Scene, slot: int, mode: Mode) -> Steps:
     line.set(Mode.PASS)
 
 
+def session_unanswered(scene: Scene, slot: int) -> Steps:
+    """A new candidate's lease or session is made, and it does not hear of it."""
+    yield from _unanswered(scene, slot, scene.ground.session_request)
+
+
 def entry_unanswered(scene: Scene, slot: int) -> Steps:
     """A new candidate's entry is made, and it does not hear of it."""
+    yield from _unanswered(scene, slot, scene.ground.entry_request)
+
+
+def _unanswered(scene: Scene, slot: int, request: bytes) -> Steps:
+    line = scene.ground.lines[slot]
     scene.processes[slot].kill()
-    scene.ground.lines[slot].lose_reply_to(_named_in_an_entry(scene))
-    yield from started(scene, slot)
+    line.lose_reply_to(request)
+    process = scene.start(slot)
+    while process.is_running and not line.has_lost_reply():
+        yield 0.05
     yield _short_or_long(scene)
-    yield from _answered(scene, slot)
+    yield from _mended(scene, slot)
 
 
 def release_unanswered(scene: Scene, slot: int) -> Steps:
@@ -155,20 +168,16 @@ def release_unanswered(scene: Scene, slot: int) -> Steps:
     scene.ground.lines[slot].set(Mode.DOWN)
     scene.processes[slot].order("resign")
     yield _short_or_long(scene)
-    yield from _answered(scene, slot)
+    yield from _mended(scene, slot)
 
 
-def _answered(scene: Scene, slot: int) -> Steps:
+def _mended(scene: Scene, slot: int) -> Steps:
     line = scene.ground.lines[slot]
-    if scene.chance.random() < 0.5:
+    # What was held back is lost for good half of the time, else it is only late.
+    if Mode.RESET in line.modes and scene.chance.random() < 0.5:
         line.set(Mode.RESET)
         yield 0.1
     line.set(Mode.PASS)
-
-
-def _named_in_an_entry(scene: Scene) -> bytes:
-    # Consul's client sends keys in a transaction, where they are plain as well.
-    return KEY.encode()
 
 
 # --- the store ---
@@ -268,6 +277,10 @@ def _has_servers(ground: Ground) -> bool:
     return bool(ground.servers)
 
 
+def _has_mode(mode: Mode) -> Callable[[Ground], bool]:
+    return lambda ground: all(mode in line.modes for line in ground.lines)
+
+
 def _has_cluster(ground: Ground) -> bool:
     return len(ground.servers) > 1
 
@@ -285,35 +298,66 @@ def _sessions_can_be_ended(ground: Ground) -> bool:
 
 
 KINDS = (
-    Kind("killed", killed, "process"),
-    Kind("paused for half the ttl", paused_shortly, "process"),
-    Kind("paused for longer than the ttl", paused_for_long, "process"),
-    Kind("terminated, drains", drained, "process"),
-    Kind("user's code blocked", blocked, "process", leader=True),
-    Kind("resigns", resigned, "process", leader=True),
-    Kind("forked", forked, "process", leader=True),
-    Kind("exits without stop", exited, "process", leader=True),
-    Kind("wall clock stepped", stepped, "clock", lambda ground: can_step_wall_clock()),
-    Kind("cut, connections reset", lambda scene, slot: cut(scene, slot, Mode.RESET), "network"),
-    Kind("half-open both ways", lambda scene, slot: cut(scene, slot, Mode.STALL), "network"),
-    Kind("half-open towards the store", lambda scene, slot: cut(scene, slot, Mode.UP), "network"),
-    Kind("half-open from the store", lambda scene, slot: cut(scene, slot, Mode.DOWN), "network"),
-    Kind("200 ms of delay", lambda scene, slot: slowed(scene, slot, Mode.DELAY), "network"),
-    Kind("30 % of loss", lambda scene, slot: slowed(scene, slot, Mode.LOSS), "network"),
-    Kind("entry's reply lost", entry_unanswered, "process", _has_servers),
-    Kind("release's reply lost", release_unanswered, "network", _has_servers, leader=True),
-    Kind("server killed", server_killed, "store", _has_servers),
-    Kind("server restarted", server_restarted, "store", _has_servers),
-    Kind("server paused", server_paused, "store", _has_servers),
-    Kind("quorum killed", quorum_killed, "store", _has_cluster),
-    Kind("quorum paused", quorum_paused, "store", _has_cluster),
-    Kind("members killed", everybody_killed, "process", _is_store_itself),
-    Kind("majority paused", majority_paused, "process", _is_store_itself),
-    Kind("auth token expires", token_expired, "store", _has_tokens, leader=True, alone=True),
+    Kind("killed", killed, PROCESS),
+    Kind("paused for half the ttl", paused_shortly, PROCESS),
+    Kind("paused for longer than the ttl", paused_for_long, PROCESS),
+    Kind("terminated, drains", drained, PROCESS),
+    Kind("user's code blocked", blocked, PROCESS, leader=True),
+    Kind("resigns", resigned, PROCESS, leader=True),
+    Kind("forked", forked, PROCESS, leader=True),
+    Kind("exits without stop", exited, PROCESS, leader=True),
+    Kind("wall clock stepped", stepped, CLOCK, lambda ground: can_step_wall_clock()),
+    Kind(
+        "cut, connections reset",
+        lambda scene, slot: cut(scene, slot, Mode.RESET),
+        NETWORK,
+        _has_mode(Mode.RESET),
+    ),
+    Kind(
+        "half-open both ways",
+        lambda scene, slot: cut(scene, slot, Mode.STALL),
+        NETWORK,
+        _has_mode(Mode.STALL),
+    ),
+    Kind(
+        "half-open towards the store",
+        lambda scene, slot: cut(scene, slot, Mode.UP),
+        NETWORK,
+        _has_mode(Mode.UP),
+    ),
+    Kind(
+        "half-open from the store",
+        lambda scene, slot: cut(scene, slot, Mode.DOWN),
+        NETWORK,
+        _has_mode(Mode.DOWN),
+    ),
+    Kind(
+        "200 ms of delay",
+        lambda scene, slot: slowed(scene, slot, Mode.DELAY),
+        NETWORK,
+        _has_mode(Mode.DELAY),
+    ),
+    Kind(
+        "30 % of loss",
+        lambda scene, slot: slowed(scene, slot, Mode.LOSS),
+        NETWORK,
+        _has_mode(Mode.LOSS),
+    ),
+    Kind("session's reply lost", session_unanswered, PROCESS | NETWORK, _has_servers),
+    Kind("entry's reply lost", entry_unanswered, PROCESS | NETWORK, _has_servers),
+    Kind("release's reply lost", release_unanswered, NETWORK, _has_servers, leader=True),
+    Kind("server killed", server_killed, STORE, _has_servers),
+    Kind("server restarted", server_restarted, STORE, _has_servers),
+    Kind("server paused", server_paused, STORE, _has_servers),
+    Kind("quorum killed", quorum_killed, STORE, _has_cluster),
+    Kind("quorum paused", quorum_paused, STORE, _has_cluster),
+    Kind("members killed", everybody_killed, PROCESS, _is_store_itself),
+    Kind("majority paused", majority_paused, PROCESS, _is_store_itself),
+    Kind("auth token expires", token_expired, STORE, _has_tokens, leader=True, alone=True),
     Kind(
         "entry removed",
         entry_removed,
-        "operator",
+        OPERATOR,
         _has_servers,
         leader=True,
         alone=True,
@@ -322,7 +366,7 @@ KINDS = (
     Kind(
         "session ended",
         session_ended,
-        "operator",
+        OPERATOR,
         _sessions_can_be_ended,
         leader=True,
         alone=True,

@@ -33,7 +33,7 @@ class Plan:
 
     Attributes:
         seconds: for which faults are begun.
-        clustered: on three servers instead of one; of peers: they remember over a restart.
+        clustered: on three servers instead of one; of peers: on three machines.
         kinds: names of the faults to choose from; all, if there are none.
     """
 
@@ -169,9 +169,9 @@ class _Course:
             return None
         if not self._bag:
             self._bag = self._scene.chance.sample(self._kinds, len(self._kinds))
-        busy = {fault.kind.area for fault in self._active}
+        busy = {area for fault in self._active for area in fault.kind.areas}
         for kind in self._bag:
-            if kind.area not in busy and not (kind.alone and self._active):
+            if not kind.areas & busy and not (kind.alone and self._active):
                 self._bag.remove(kind)
                 return kind
         return None

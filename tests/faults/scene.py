@@ -77,7 +77,7 @@ class Scene:
             asynchronous=asynchronous,
         )
         log = self._folder / f"candidate-{slot}.log"
-        started = Process(wish, log, environment=self._wall_clock(slot))
+        started = Process(wish, log, self.ground.command(slot), self._wall_clock(slot))
         self.processes[slot] = started
         return started
 
