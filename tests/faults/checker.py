@@ -19,6 +19,7 @@ from .history import (
     Closing,
     Entered,
     Healed,
+    Hung,
     Injected,
     Read,
     Record,
@@ -216,6 +217,12 @@ def _nothing_is_left(history: Sequence[AnyRecord]) -> Iterator[Violation]:
             yield Violation(record.at, "nothing is left behind", ", ".join(record.entries))
 
 
+def _who_is_told_to_stop_stops(history: Sequence[AnyRecord]) -> Iterator[Violation]:
+    for record in _of(Hung, history):
+        details = f"{record.process} still runs after {record.seconds:g} s"
+        yield Violation(record.at, "who is told to stop stops", details)
+
+
 _RULES = (
     _one_leader_at_a_time,
     _the_register_is_fenced,
@@ -226,9 +233,10 @@ _RULES = (
     _a_leader_again_in_bounded_time,
     _one_entry_per_candidate,
     _nothing_is_left,
+    _who_is_told_to_stop_stops,
 )
 
-_WITHOUT_PROCESS = (Setting, Injected, Healed, Entered, Closing, Remained, Registered)
+_WITHOUT_PROCESS = (Setting, Injected, Healed, Entered, Closing, Remained, Registered, Hung)
 
 
 def _reigns(history: Iterable[AnyRecord]) -> list[_Reign]:

@@ -47,6 +47,13 @@ class Ended(Record, frozen=True):
     process: str
 
 
+class Hung(Record, frozen=True):
+    """A candidate's process was told to stop, and had not left after so many seconds."""
+
+    process: str
+    seconds: float
+
+
 class Read(Record, frozen=True):
     """What `is_leader()` said, at some instant from `began` to `at`.
 
@@ -138,6 +145,7 @@ AnyRecord: TypeAlias = (
     Setting
     | Started
     | Ended
+    | Hung
     | Read
     | Told
     | Stalled

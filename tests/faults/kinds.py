@@ -277,10 +277,6 @@ def _has_servers(ground: Ground) -> bool:
     return bool(ground.servers)
 
 
-def _has_mode(mode: Mode) -> Callable[[Ground], bool]:
-    return lambda ground: all(mode in line.modes for line in ground.lines)
-
-
 def _has_cluster(ground: Ground) -> bool:
     return len(ground.servers) > 1
 
@@ -297,6 +293,21 @@ def _sessions_can_be_ended(ground: Ground) -> bool:
     return type(ground).end_session is not Ground.end_session
 
 
+def _on_the_line(name: str, play: Callable[[Scene, int, Mode], Steps], mode: Mode) -> Kind:
+    return Kind(
+        name,
+        lambda scene, slot: play(scene, slot, mode),
+        NETWORK,
+        lambda ground: all(mode in line.modes for line in ground.lines),
+    )
+
+
+def _by_the_operator(
+    name: str, play: Callable[[Scene, int], Steps], possible: Callable[[Ground], bool]
+) -> Kind:
+    return Kind(name, play, OPERATOR, possible, leader=True, alone=True, removal=True)
+
+
 KINDS = (
     Kind("killed", killed, PROCESS),
     Kind("paused for half the ttl", paused_shortly, PROCESS),
@@ -307,42 +318,12 @@ KINDS = (
     Kind("forked", forked, PROCESS, leader=True),
     Kind("exits without stop", exited, PROCESS, leader=True),
     Kind("wall clock stepped", stepped, CLOCK, lambda ground: can_step_wall_clock()),
-    Kind(
-        "cut, connections reset",
-        lambda scene, slot: cut(scene, slot, Mode.RESET),
-        NETWORK,
-        _has_mode(Mode.RESET),
-    ),
-    Kind(
-        "half-open both ways",
-        lambda scene, slot: cut(scene, slot, Mode.STALL),
-        NETWORK,
-        _has_mode(Mode.STALL),
-    ),
-    Kind(
-        "half-open towards the store",
-        lambda scene, slot: cut(scene, slot, Mode.UP),
-        NETWORK,
-        _has_mode(Mode.UP),
-    ),
-    Kind(
-        "half-open from the store",
-        lambda scene, slot: cut(scene, slot, Mode.DOWN),
-        NETWORK,
-        _has_mode(Mode.DOWN),
-    ),
-    Kind(
-        "200 ms of delay",
-        lambda scene, slot: slowed(scene, slot, Mode.DELAY),
-        NETWORK,
-        _has_mode(Mode.DELAY),
-    ),
-    Kind(
-        "30 % of loss",
-        lambda scene, slot: slowed(scene, slot, Mode.LOSS),
-        NETWORK,
-        _has_mode(Mode.LOSS),
-    ),
+    _on_the_line("cut, connections reset", cut, Mode.RESET),
+    _on_the_line("half-open both ways", cut, Mode.STALL),
+    _on_the_line("half-open towards the store", cut, Mode.UP),
+    _on_the_line("half-open from the store", cut, Mode.DOWN),
+    _on_the_line("200 ms of delay", slowed, Mode.DELAY),
+    _on_the_line("30 % of loss", slowed, Mode.LOSS),
     Kind("session's reply lost", session_unanswered, PROCESS | NETWORK, _has_servers),
     Kind("entry's reply lost", entry_unanswered, PROCESS | NETWORK, _has_servers),
     Kind("release's reply lost", release_unanswered, NETWORK, _has_servers, leader=True),
@@ -354,22 +335,6 @@ KINDS = (
     Kind("members killed", everybody_killed, PROCESS, _is_store_itself),
     Kind("majority paused", majority_paused, PROCESS, _is_store_itself),
     Kind("auth token expires", token_expired, STORE, _has_tokens, leader=True, alone=True),
-    Kind(
-        "entry removed",
-        entry_removed,
-        OPERATOR,
-        _has_servers,
-        leader=True,
-        alone=True,
-        removal=True,
-    ),
-    Kind(
-        "session ended",
-        session_ended,
-        OPERATOR,
-        _sessions_can_be_ended,
-        leader=True,
-        alone=True,
-        removal=True,
-    ),
+    _by_the_operator("entry removed", entry_removed, _has_servers),
+    _by_the_operator("session ended", session_ended, _sessions_can_be_ended),
 )

@@ -9,6 +9,7 @@ from .history import (
     Closing,
     Entered,
     Healed,
+    Hung,
     Injected,
     Read,
     Registered,
@@ -168,6 +169,10 @@ REJECTED: dict[str, tuple[str, list[AnyRecord]]] = {
     "an entry is left behind": (
         "nothing is left behind",
         in_order(a_term_of_a(), Closing(4.0), Remained(5.0, ("lease 1",))),
+    ),
+    "a process does not stop": (
+        "who is told to stop stops",
+        in_order(a_term_of_a(), Closing(4.0), Hung(5.0, "a", 1.0)),
     ),
 }
 """By what is wrong: the rule that must say so, and the history."""

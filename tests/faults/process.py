@@ -15,6 +15,8 @@ from tests.servers.programs import CHECKOUT
 
 from .contender import Wish
 
+_DIES_WITH_US = (sys.executable, "-I", "-S", str(CHECKOUT / "tests" / "servers" / "launch.py"))
+
 GRACE = 20.0
 """Seconds for a process to stop and leave before it is killed."""
 
@@ -42,7 +44,7 @@ class Process:
         arguments = ["-m", "tests.faults.contender", msgspec.json.encode(wish).decode()]
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [*prefix, sys.executable, *arguments],
+                [*prefix, *_DIES_WITH_US, str(os.getpid()), sys.executable, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -90,13 +92,16 @@ class Process:
         """SIGTERM: it finishes its work and stops."""
         self._process.terminate()
 
-    def wait(self) -> None:
-        """Wait for an end that is under way; it is killed if it takes too long."""
+    def wait(self) -> bool:
+        """Wait for an end that is under way; False if it takes too long: then it is killed."""
         try:
             self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
-        self._leave()
+            return False
+        finally:
+            self._leave()
+        return True
 
     def _leave(self) -> None:
         self._process.wait()

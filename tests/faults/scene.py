@@ -16,8 +16,18 @@ from tests.waiting import wait_until
 
 from .contender import Wish
 from .grounds import KEY, SLOTS, Ground
-from .history import AnyRecord, Closing, Entered, Healed, Injected, Recorder, Remained, Setting
-from .process import Process
+from .history import (
+    AnyRecord,
+    Closing,
+    Entered,
+    Healed,
+    Hung,
+    Injected,
+    Recorder,
+    Remained,
+    Setting,
+)
+from .process import GRACE, Process
 from .register import Register
 
 START = 60.0
@@ -63,7 +73,7 @@ class Scene:
         """
         former = self.processes.get(slot)
         if former is not None:
-            former.wait()
+            self._await_end(former)
         # A candidate on an event loop is as good as one on a thread, so some are.
         asynchronous = slot % 2 == 1
         name = f"{slot}.{next(self._serial)}"
@@ -141,11 +151,15 @@ class Scene:
                 process.resume()
                 process.terminate()
         for process in self.processes.values():
-            process.wait()
+            self._await_end(process)
         # The session of one that was killed lapses; nothing of the others' is there.
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not self.ground.remains(), self.ground.bound)
         self.record(Remained(self.now(), tuple(self.ground.remains())))
+
+    def _await_end(self, process: Process) -> None:
+        if not process.wait():
+            self.record(Hung(self.now(), process.name, GRACE))
 
     def calm_down(self) -> None:
         """After the last fault: let somebody lead, then record what entries there are."""
