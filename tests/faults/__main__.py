@@ -15,6 +15,7 @@ import argparse
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from leadership.clock import SystemClock
@@ -59,6 +60,7 @@ def _play(wanted: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: over.set())
     wanted.folder.mkdir(parents=True, exist_ok=True)
     failed = False
+    broken: list[Plan] = []
     for backend in wanted.store or BACKENDS:
         summary = Summary()
         bar = _Bar(backend, 60 * wanted.minutes, summary)
@@ -67,14 +69,21 @@ def _play(wanted: argparse.Namespace) -> int:
             seconds = min(ROUND, bar.left)
             plan = Plan(backend, seed, seconds, bool(seed % 2), tuple(wanted.kind))
             file = wanted.folder / f"{backend}-{seed}.jsonl"
-            play(plan, file, over, bar.show)
+            try:
+                play(plan, file, over, bar.show)
+            except Exception:
+                # One server that did not come up must not cost the hours that are left.
+                broken.append(plan)
+                print(f"\r\033[K{plan} broke off:\n{traceback.format_exc()}", flush=True)
             for violation in summary.add(history.read(file)):
                 print(f"\r\033[K{file}: {violation}", flush=True)
             seed += 1
         bar.show("done")
         print(f"\n{backend}: {summary}", flush=True)
         failed = failed or bool(summary.violations)
-    return 1 if failed else 0
+    if broken:
+        print(f"{len(broken)} rounds broke off")
+    return 1 if failed or broken else 0
 
 
 class _Bar:

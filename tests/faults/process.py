@@ -50,6 +50,8 @@ class Process:
                 stderr=errors,
                 cwd=CHECKOUT,
                 env={**os.environ, **(environment or {})},
+                # A terminal's Ctrl-C is for us, who end the round in order.
+                start_new_session=True,
             )
 
     @property

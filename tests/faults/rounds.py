@@ -50,7 +50,7 @@ class Summary:
 
     rounds: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    leaders: int = 0
+    changes: int = 0
     writes: int = 0
     rejected: int = 0
     violations: list[Violation] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Summary:
         writes = [record for record in records if isinstance(record, Registered)]
         self.rounds += 1
         self.faults.update(record.kind for record in records if isinstance(record, Injected))
-        self.leaders += leaders(records)
+        self.changes += max(0, leaders(records) - 1)
         self.writes += len(writes)
         self.rejected += sum(not write.accepted for write in writes)
         self.violations += found
@@ -69,7 +69,7 @@ class Summary:
 
     def __str__(self) -> str:
         total = (
-            f"{self.rounds} rounds, {self.faults.total()} faults, {self.leaders} leaders, "
+            f"{self.rounds} rounds, {self.faults.total()} faults, {self.changes} leader changes, "
             f"{self.writes} register writes, {self.rejected} rejected, "
             f"{len(self.violations)} violations"
         )
@@ -99,11 +99,12 @@ def play(
                 _Course(scene, plan, progress).run()
                 scene.calm_down()
                 scene.close()
-        history.write(file, history.merged(scene.files))
+    finally:
+        # Also of a round that broke off: there it is wanted most.
+        history.write(file, history.merged(sorted(folder.glob("*.jsonl"))))
         for log in folder.glob("*.log"):
             if log.stat().st_size:
                 shutil.copy(log, file.with_suffix(f".{log.stem}.log"))
-    finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 

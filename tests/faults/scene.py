@@ -196,11 +196,6 @@ class Scene:
     def now(self) -> float:
         return _CLOCK.now()
 
-    @property
-    def files(self) -> list[Path]:
-        """Of all records."""
-        return sorted(self._folder.glob("*.jsonl"))
-
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """The register serves; nobody is left running at the end, whatever happens."""

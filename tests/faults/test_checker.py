@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from . import checker, history
+from .__main__ import main
 from .checker import violations
 from .history import AnyRecord, Recorder
 from .planted import ACCEPTED, REJECTED, in_order, reads
@@ -66,3 +67,17 @@ def test_several_files_make_one_history_in_the_order_of_time(tmp_path: Path) -> 
     merged = history.merged(tmp_path / name for name in parts)
     assert [record.at for record in merged] == [1.0, 2.0, 3.0, 4.0]
     assert merged == in_order(*parts.values())[1:]
+
+
+def test_the_command_checks_a_file_again_and_says_what_it_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound, broken = tmp_path / "sound.jsonl", tmp_path / "broken.jsonl"
+    history.write(sound, ACCEPTED["a removed leader goes on for as long as a watch takes"])
+    history.write(broken, REJECTED["the register takes an older token"][1])
+    assert main(["check", str(sound)]) == 0
+    told = capsys.readouterr().out
+    assert "1 rounds, 1 faults, 1 leader changes, 0 register writes, 0 rejected, 0 viol" in told
+    assert "1  entry removed" in told
+    assert main(["check", str(sound), str(broken)]) == 1
+    assert "the register is fenced: 7 of a accepted after 8" in capsys.readouterr().out

@@ -54,4 +54,4 @@ def test_a_long_round_of_faults_breaks_no_guarantee(
     summary = played(Plan(backend, seed=2, seconds=LONG, clustered=clustered), tmp_path)
     assert not summary.violations, summary
     assert summary.faults.total() >= 20, summary
-    assert summary.leaders > 1, summary
+    assert summary.changes > 0, summary
