@@ -17,6 +17,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,19 @@ class LoopContender(Contender):
         asyncio.run_coroutine_threadsafe(self._candidate.stop(), self._loop)
 
 
+def _mend_sleep() -> None:
+    """Under libfaketime 0.9 `time.sleep` raises EINVAL, which ends the threads of kazoo."""
+    never = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        never.wait(seconds)
+
+    time.sleep = sleep  # type: ignore[assignment]
+
+
 def main() -> None:
+    if "FAKETIME_TIMESTAMP_FILE" in os.environ:
+        _mend_sleep()
     wish = msgspec.json.decode(sys.argv[1], type=Wish)
     contender = LoopContender(wish) if wish.asynchronous else ThreadContender(wish)
     contender.start()
