@@ -38,6 +38,9 @@ REMOVAL_OVERLAP = 1.0
 PROMPTNESS = 0.5
 """Seconds on a busy machine from the moment at which the loss is due to its being told."""
 
+_RECORDED = 0.005
+"""Seconds between what happened and its stamp, of which nothing is concluded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:
@@ -142,6 +145,19 @@ def _a_child_never_leads(history: Sequence[AnyRecord]) -> Iterator[Violation]:
             yield Violation(read.at, "a fork's child never leads", details)
 
 
+def _no_term_is_cut_short(history: Sequence[AnyRecord]) -> Iterator[Violation]:
+    """Nobody but an operator takes away what a valid lease holds."""
+    removals = [record.at for record in _of(Injected, history) if record.removal]
+    begun = {(reign.process, reign.token): reign.first.began for reign in _reigns(history)}
+    for told in _of(Told, history):
+        left = told.valid_until - told.at
+        began = begun.get((told.process, told.token), told.at)
+        removed = any(began - REMOVAL_OVERLAP <= at <= told.at for at in removals)
+        if left > _RECORDED and not told.willing and not removed:
+            details = f"{told.process} with token {told.token} had {left:.3f} s left: {told.reason}"
+            yield Violation(told.at, "no term is cut short", details)
+
+
 def _loss_is_told(history: Sequence[AnyRecord]) -> Iterator[Violation]:
     told = {(each.process, each.token): each for each in _of(Told, history)}
     stalls = defaultdict(list)
@@ -229,6 +245,7 @@ _RULES = (
     _false_from_the_deadline_on,
     _false_is_for_ever,
     _a_child_never_leads,
+    _no_term_is_cut_short,
     _loss_is_told,
     _a_leader_again_in_bounded_time,
     _one_entry_per_candidate,

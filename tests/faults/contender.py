@@ -27,7 +27,8 @@ import msgspec
 from leadership import Candidate, aio, new_store
 from leadership.candidate import CandidateBase
 from leadership.clock import SystemClock
-from leadership.events import Event, PeerReady, TermEnded
+from leadership.election import RESIGNED, STOPPED
+from leadership.events import Event, TermEnded
 from leadership.signals import telling_signals
 from leadership.term import TermBase
 
@@ -148,12 +149,10 @@ class Contender:
         if isinstance(event, TermEnded):
             term = self.candidate().term
             if term is not None and term.token == event.token:
+                until, willing = term.valid_until, event.reason in (RESIGNED, STOPPED)
                 self.record.write(
-                    Told(_CLOCK.now(), self.name, term.token, term.valid_until, event.reason)
+                    Told(_CLOCK.now(), self.name, term.token, until, event.reason, willing)
                 )
-        elif isinstance(event, PeerReady):
-            sys.stdout.write("ready\n")
-            sys.stdout.flush()
 
     def _beat(self) -> None:
         """Tell when the process stood still; whoever wakes here asks before the engine can act."""

@@ -72,12 +72,17 @@ class Read(Record, frozen=True):
 
 
 class Told(Record, frozen=True):
-    """The library told that a term is over, and until when it was valid at most."""
+    """The library told that a term is over, and until when it was valid at most.
+
+    Attributes:
+        willing: it was the candidate's own will.
+    """
 
     process: str
     token: int
     valid_until: float
     reason: str
+    willing: bool = False
 
 
 class Stalled(Record, frozen=True):

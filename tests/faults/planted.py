@@ -38,8 +38,8 @@ def reads(
     return [Read(at, process, token, at - took, leader, valid_until, forked) for at in times]
 
 
-def told(process: str, token: int, at: float, valid_until: float) -> Told:
-    return Told(at, process, token, valid_until, "planted")
+def told(process: str, token: int, at: float, valid_until: float, *, willing: bool = True) -> Told:
+    return Told(at, process, token, valid_until, "planted", willing)
 
 
 def in_order(*records: AnyRecord | Sequence[AnyRecord]) -> list[AnyRecord]:
@@ -113,6 +113,19 @@ REJECTED: dict[str, tuple[str, list[AnyRecord]]] = {
             reads("a", 7, 1.1, leader=False, valid_until=3.0),
             reads("a", 7, 1.2, valid_until=3.0),
             told("a", 7, 1.3, 3.0),
+        ),
+    ),
+    "a valid leader's entry is taken away": (
+        "no term is cut short",
+        in_order(reads("a", 7, 1.0, 2.0, valid_until=2.5), told("a", 7, 2.1, 2.5, willing=False)),
+    ),
+    "a removal in another's term excuses nothing": (
+        "no term is cut short",
+        in_order(
+            reads("b", 6, 0.1, 0.2, valid_until=1.0),
+            removal(0.3),
+            reads("a", 7, 1.5, 2.0, valid_until=2.5),
+            told("a", 7, 2.1, 2.5, willing=False),
         ),
     ),
     "a fork's child leads": (
@@ -211,6 +224,14 @@ ACCEPTED: dict[str, list[AnyRecord]] = {
     ),
     "the same process leads again by a newer token": in_order(
         a_term_of_a(), reads("a", 9, 4.0, valid_until=9), told("a", 9, 4.1, 9)
+    ),
+    "an operator takes a leader's entry away": in_order(
+        reads("a", 7, 1.0, 2.0, valid_until=2.5),
+        removal(2.05),
+        told("a", 7, 2.1, 2.5, willing=False),
+    ),
+    "a term ends at its deadline against our will": in_order(
+        reads("a", 7, 1.0, 2.0, valid_until=2.5), told("a", 7, 2.5, 2.5, willing=False)
     ),
     "a fork's child does not lead": in_order(
         a_term_of_a(), reads("a", 7, 1.5, leader=False, forked=True)
