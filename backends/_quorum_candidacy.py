@@ -300,6 +300,7 @@ class Candidacy:
         # Who takes over follows a term that is known: no need of the clock, which
         # nobody was asked about, and whose error this node's own vote would keep.
         self.term = self._known_term() + 1 if ticket is not None else self._next_term()
+        self._commons.acceptor.note_campaign(self.key, self.term, now)
         contender = self._active()
         ttl = contender.ttl if self._combined else 0.0
         number = self._open_ballot(now, min(timing.vote_window, 2 * timing.heartbeat))
@@ -522,7 +523,7 @@ class Candidacy:
         return self.term <= self._established_term + FAR_AHEAD
 
     def _known_term(self) -> int:
-        return max(self._seen_term, self._commons.acceptor.term(self.key))
+        return max(self._seen_term, self._commons.acceptor.term_to_exceed(self.key))
 
     def _next_term(self) -> int:
         # Where everybody forgot, real time still tells a later term from an earlier one.
