@@ -171,7 +171,10 @@ class MemberList:
         """Answer an operator."""
         try:
             try:
-                sealed = self._seals.open_request(asked.headers, MEMBERS, frozenset({OPERATOR}))
+                # Each command is another operator. A change that is repeated has a nonce used up.
+                sealed = self._seals.open_request(
+                    asked.headers, MEMBERS, frozenset({OPERATOR}), once=False
+                )
             except OtherIncarnation:
                 # Or closing the connection could overtake the answer.
                 await asked.read()
@@ -244,11 +247,22 @@ class MemberList:
                 stage = node.stage
                 if not stage.joining:
                     wanted = tuple(sorted({*stage.members, *add} - remove))
-                    if wanted == stage.members:
+                    came_about = -1 < proposed_in < stage.epoch or (
+                        not add and remove <= {*stage.retired}
+                    )
+                    if wanted == stage.members and came_about:
                         return self.told()
                     if not is_member(node.id, stage):
                         return self.told(Outcome.ELSEWHERE, f"{node.id} is no member")
-                    if proposed_in != stage.epoch:
+                    if wanted == stage.members:
+                        # Who has heard of a later list answers to this one no more.
+                        if node.reaches_quorum(self._now()):
+                            return self.told()
+                        self._obstacle = (
+                            f"{node.id} reaches no majority of the members that it knows of, "
+                            "and may have missed a change"
+                        )
+                    elif proposed_in != stage.epoch:
                         self._obstacle = await self._obstacle_to(stage, wanted)
                         if node.stage != stage:
                             continue

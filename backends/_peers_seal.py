@@ -118,12 +118,14 @@ class Seals:
         return self._sealed(fields, path), self._number
 
     def open_request(
-        self, headers: Mapping[str, str], path: str, members: frozenset[str]
+        self, headers: Mapping[str, str], path: str, members: frozenset[str], *, once: bool = True
     ) -> Sealed:
         """Check a request's head, before its content is worth reading: see `Sealed.check`.
 
         Args:
             members: the addresses that may send one.
+            once: refuse one that was seen before; False where its content shows that. Of
+                senders without end the numbers cannot be kept.
 
         Raises:
             OtherIncarnation: its head is genuine, but meant for this node before a restart.
@@ -139,7 +141,7 @@ class Seals:
         number = _number(fields["Number"])
         if _number(fields["To-Incarnation"]) != self.own.incarnation:
             raise OtherIncarnation("it is addressed to an earlier process of this node")
-        if self._secrets and not self._window(sender).take(number):
+        if once and self._secrets and not self._window(sender).take(number):
             raise Refused("it was seen before")
         return Sealed(sender, number, fields["Digest"])
 
