@@ -118,12 +118,17 @@ class Seals:
         return self._sealed(fields, path), self._number
 
     def open_request(
-        self, headers: Mapping[str, str], path: str, members: frozenset[str], *, once: bool = True
+        self,
+        headers: Mapping[str, str],
+        path: str,
+        members: frozenset[str] | None,
+        *,
+        once: bool = True,
     ) -> Sealed:
         """Check a request's head, before its content is worth reading: see `Sealed.check`.
 
         Args:
-            members: the addresses that may send one.
+            members: the addresses that may send one; None: any.
             once: refuse one that was seen before; False where its content shows that. Of
                 senders without end the numbers cannot be kept.
 
@@ -134,7 +139,7 @@ class Seals:
         fields = _fields(headers, _REQUEST)
         self._check(fields, headers, path)
         sender = Node(fields["From"], _number(fields["From-Incarnation"]))
-        if sender.address not in members:
+        if members is not None and sender.address not in members:
             raise Refused("the sender is no member")
         if fields["To"] != self.own.address:
             raise Refused("it is addressed to another node")
