@@ -76,9 +76,7 @@ class Leaders:
                 return
             if entry.term < known.entry.term:
                 return
-        elif len(self._known) >= self._limit:
-            return
-        elif (gone := self._gone.get(entry.key)) is not None and gone.hides(node, entry.term):
+        elif len(self._known) >= self._limit or self._is_old_news(entry, node):
             return
         known = self._known[entry.key] = _Known(node, entry, now, until)
         self._gone.pop(entry.key, None)
@@ -112,6 +110,10 @@ class Leaders:
     def _remove(self, key: str) -> None:
         self._gone_of(key).least = self._known.pop(key).entry.term
         self._mail.emit(LeaderSeen(key, None))
+
+    def _is_old_news(self, entry: Entry, node: str) -> bool:
+        gone = self._gone.get(entry.key)
+        return gone is not None and gone.hides(node, entry.term)
 
     def _gone_of(self, key: str) -> _Gone:
         gone = self._gone.setdefault(key, _Gone())

@@ -18,7 +18,7 @@ def entry(term: int) -> Entry:
 def make_leaders() -> tuple[Leaders, Mail]:
     timing = draw(0).timing
     mail = Mail("n0", "i1", timing, Quorum("c", timing, first_stage(["n0", "n1", "n2"])))
-    return Leaders(mail), mail
+    return Leaders(mail, longest=5.0, limit=100), mail
 
 
 def told(mail: Mail) -> list[tuple[str, int] | None]:
