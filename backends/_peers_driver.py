@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..backend import Context
-from ..errors import ConfigurationError, StoreUnavailable
+from ..errors import ConfigurationError, HandleClosed, StoreUnavailable
 from ..events import PeerAlarm, PeerMembers, PeerMembersDiffer, PeerReady, PeerRefused
 from ._electio import Surface
 from ._peers_http import DROPPED, Answer, Asked, Client, Server
@@ -192,7 +192,7 @@ class Driver:
             self._context.random,
             self._clock.now,
             self.act,
-            self.knowledge.wait,
+            self._wait_while_open,
             Operator(self._client, settings, self._context).ask,
             self.complain,
         )
@@ -274,6 +274,11 @@ class Driver:
         self._writer.shutdown(wait=False)
         if self.knowledge is not None:
             self.knowledge.close()
+
+    async def _wait_while_open(self, seconds: float) -> None:
+        await self.knowledge.wait(seconds)
+        if self._closed:
+            raise HandleClosed("the store is closed: make a new one")
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

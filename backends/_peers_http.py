@@ -20,7 +20,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from ..clock import Clock
-from ..errors import ConfigurationError, StoreUnavailable
+from ..errors import ConfigurationError, HandleClosed, StoreUnavailable
 
 SILENT = logging.getLogger("leadership.peers.http")
 SILENT.addHandler(logging.NullHandler())
@@ -382,8 +382,11 @@ class Client:
         self._limits = limits
         self._tls = tls
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     def _open(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise HandleClosed("the store is closed: make a new one")
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
@@ -416,6 +419,7 @@ class Client:
 
         Raises:
             StoreUnavailable: no answer came, or one that is too long.
+            HandleClosed: after `close`.
         """
         scheme = "https" if self._tls else "http"
         try:
@@ -441,6 +445,7 @@ class Client:
             raise StoreUnavailable(f"{address} does not answer: {why}") from error
 
     async def close(self) -> None:
+        self._closed = True
         session, self._session = self._session, None
         if session is not None:
             await session.close()

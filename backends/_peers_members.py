@@ -17,7 +17,13 @@ from enum import StrEnum
 import msgspec
 
 from ..backend import Membership
-from ..errors import ConfigurationError, LeadershipError, NotSupported, StoreUnavailable
+from ..errors import (
+    ConfigurationError,
+    HandleClosed,
+    LeadershipError,
+    NotSupported,
+    StoreUnavailable,
+)
 from ._peers_http import Answer, Asked, split_address
 from ._peers_post import UNREADABLE
 from ._peers_seal import OtherIncarnation, Refused, Seals
@@ -134,7 +140,8 @@ class MemberList:
     Args:
         node: the node.
         act: has it decide something.
-        wait_change: waits until something about it is different, or for some seconds.
+        wait_change: waits until something about it is different, or for some seconds;
+            raises HandleClosed when the node is closed.
         ask: asks another node, as an operator does.
         complain: is told who sent what had no effect, and why.
     """
@@ -202,7 +209,12 @@ class MemberList:
         if question.nonce not in self._nonces:
             return self.told(Outcome.STALE, "the nonce is used up")
         del self._nonces[question.nonce]
-        return await self.change(question.add, question.remove, min(question.wait, LONGEST_WAIT))
+        try:
+            return await self.change(
+                question.add, question.remove, min(question.wait, LONGEST_WAIT)
+            )
+        except HandleClosed:
+            return self.told(Outcome.ELSEWHERE, f"{self._node.id} is being closed")
 
     def told(self, outcome: Outcome = Outcome.DONE, reason: str = "") -> MembersTold:
         """What this node knows now."""
@@ -254,14 +266,18 @@ class MemberList:
                         return self.told()
                     if not is_member(node.id, stage):
                         return self.told(Outcome.ELSEWHERE, f"{node.id} is no member")
-                    if wanted == stage.members:
+                    if not node.reaches_quorum(self._now()):
                         # Who has heard of a later list answers to this one no more.
-                        if node.reaches_quorum(self._now()):
-                            return self.told()
                         self._obstacle = (
                             f"{node.id} reaches no majority of the members that it knows of, "
                             "and may have missed a change"
                         )
+                    elif never := sorted(remove - {*stage.members, *stage.retired}):
+                        raise ConfigurationError(
+                            f"{', '.join(never)} is no member, and never was: look at the list"
+                        )
+                    elif wanted == stage.members:
+                        return self.told()
                     elif proposed_in != stage.epoch:
                         self._obstacle = await self._obstacle_to(stage, wanted)
                         if node.stage != stage:
@@ -328,6 +344,8 @@ class MemberList:
             return True
         try:
             told = await self._ask(address, MembersQuestion(self._settings.cluster), _PATIENCE)
+        except HandleClosed:
+            raise
         except LeadershipError:
             return False
         if told.outcome is not Outcome.DONE or not told.is_member:
@@ -343,6 +361,8 @@ class MemberList:
             told = await self._ask(address, MembersQuestion(self._settings.cluster), _PATIENCE)
         except StoreUnavailable as error:
             return f"{error}: start it as a node that joins (join=1)"
+        except HandleClosed:
+            raise
         except LeadershipError as error:
             raise ConfigurationError(f"{address} cannot be added: {error}") from error
         check(told)
