@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from leadership import Store, new_store
-from leadership.errors import ConfigurationError, HandleClosed
+from leadership.errors import ConfigurationError, HandleClosed, StoreUnavailable
 
 from .peers_cluster import SECRET, PeersCluster, driver_of, running
 from .servers.ports import free_port
@@ -48,3 +48,8 @@ def test_who_was_never_a_member_cannot_be_removed(tmp_path: Path) -> None:
     with running(1, state_dir=tmp_path) as cluster, operator(cluster) as asked:
         with pytest.raises(ConfigurationError, match="is no member"):
             asked.change_members(remove="10.0.0.9:7000", timeout=20)
+
+
+def test_where_no_node_answers_nothing_can_still_come_about() -> None:
+    with operator(PeersCluster(1)) as asked, pytest.raises(StoreUnavailable, match="no node"):
+        asked.change_members(add="127.0.0.1:7000", timeout=0.5)
