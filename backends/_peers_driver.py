@@ -17,7 +17,14 @@ import msgspec
 
 from ..backend import Context
 from ..errors import ConfigurationError, HandleClosed, StoreUnavailable
-from ..events import PeerAlarm, PeerMembers, PeerMembersDiffer, PeerReady, PeerRefused
+from ..events import (
+    LeaseRenewed,
+    PeerAlarm,
+    PeerMembers,
+    PeerMembersDiffer,
+    PeerReady,
+    PeerRefused,
+)
 from ._electio import Surface
 from ._peers_http import DROPPED, Answer, Asked, Client, Server
 from ._peers_knowledge import LEADER, Knowledge
@@ -126,6 +133,7 @@ class Driver:
         self._state = None if settings.state_dir is None else StateDirectory(settings.state_dir)
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "leadership-peers-state")
         self._parts: dict[str, Part] = {}
+        self._renewed: Renewed | None = None
         self._awaited: dict[tuple[str, str, int], _Awaited] = {}
         self._timer: Any = None
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -320,6 +328,7 @@ class Driver:
             except Exception as error:
                 # The others, a loss among them, are owed all the same.
                 report(error)
+        self._tell_renewal()
         self._arm()
 
     def _carry_out_one(self, effect: Effect) -> None:
@@ -332,6 +341,7 @@ class Driver:
                 if uid in self._parts:
                     self._parts[uid].elected(effect)
             case Renewed(uid=uid):
+                self._renewed = effect
                 if uid in self._parts:
                     self._parts[uid].renewed(effect)
             case Lost(uid=uid):
@@ -353,6 +363,14 @@ class Driver:
             case Ignored(sender, reason):
                 self._ignored = True
                 self.complain(sender, reason)
+
+    def _tell_renewal(self) -> None:
+        """One heartbeat renews all keys that the node leads: it is told once."""
+        renewed, self._renewed = self._renewed, None
+        if renewed is not None:
+            now = self._clock.now()
+            told = LeaseRenewed("", now, now - renewed.sent_at, renewed.valid_until)
+            self._context.emit(told)
 
     def _arm(self) -> None:
         if self._timer is not None:

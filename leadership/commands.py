@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Annotated
 
@@ -17,7 +17,13 @@ import typer
 
 from . import Candidate, Follower, Leader, LeaderState, Store, new_store
 from .cli import discard_output
-from .errors import ConfigurationError, LeadershipError, LeaderUnknown, StoreUnavailable
+from .errors import (
+    ConfigurationError,
+    LeadershipError,
+    LeaderUnknown,
+    MissingExtra,
+    StoreUnavailable,
+)
 from .reporting import Reporter, printable
 from .signals import telling_signals
 
@@ -115,6 +121,14 @@ def run(
     once: Annotated[
         bool, typer.Option("--once", help="End with the first term, instead of contending again.")
     ] = False,
+    health: Annotated[
+        str | None,
+        typer.Option(
+            metavar="H:P",
+            help="Serve /leader, /follower, /healthz and /metrics over HTTP at this address.",
+            show_default=False,
+        ),
+    ] = None,
     connect_timeout: ConnectTimeout = 10.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Report on stderr as JSON, one object a line.")
@@ -149,11 +163,14 @@ def run(
             runner = Runner(
                 candidate, command, grace=allowed, once=once, clock=store.clock, reporter=reporter
             )
-            _connect(store, key, connect_timeout)
-            if store.core.backend.address.scheme == "memory":
-                sentence = "memory:// is shared inside one process: nobody else takes part in this"
-                reporter.say("alone", sentence)
-            return runner.run()
+            with nullcontext() if health is None else _serving(health, candidate, store, reporter):
+                _connect(store, key, connect_timeout)
+                if store.core.backend.address.scheme == "memory":
+                    sentence = (
+                        "memory:// is shared inside one process: nobody else takes part in this"
+                    )
+                    reporter.say("alone", sentence)
+                return runner.run()
     finally:
         reporter.close()
 
@@ -278,6 +295,24 @@ def demo(
         if not with_no_server:
             _connect(store, play.key, connect_timeout)
         return play.run()
+
+
+@contextmanager
+def _serving(listen: str, candidate: Candidate, store: Store, reporter: Reporter) -> Iterator[None]:
+    """Answer for the candidate over HTTP for the time of the block."""
+    from .health import Health
+    from .health_server import HealthServer
+
+    metrics = None
+    with suppress(MissingExtra):
+        from .metrics import CollectorRegistry, Metrics
+
+        metrics = Metrics(CollectorRegistry())
+        metrics.watch(store)
+    with HealthServer(Health(candidate, metrics=metrics), listen) as server:
+        sentence = f"health is served at http://{server.address}/"
+        reporter.say("health", sentence, address=server.address)
+        yield
 
 
 def _connect(store: Store, key: str, timeout: float) -> None:

@@ -16,6 +16,7 @@ import msgspec
 
 from .backend import Backend, Contender, Entry, KVPair
 from .errors import KeyExists, KeyModified, NoSuccessor, NotLeader, StoreError, StoreUnavailable
+from .events import LeaseRenewed
 from .lease import Claim, Lease, claim
 
 DELETED = "the entry was deleted at the store"
@@ -247,6 +248,7 @@ class CompareAndSwapContender(Contender):
             await self._clock.sleep(pause)
             if lease.ended is not None:
                 return
+            sent_at = self._clock.now()
             try:
                 await self._rewrite()
             except KeyModified as error:
@@ -257,6 +259,10 @@ class CompareAndSwapContender(Contender):
                 pause = self._ttl / 10
             else:
                 pause = self._ttl / 3
+                now = self._clock.now()
+                self._backend.context.emit(
+                    LeaseRenewed(self._key, now, now - sent_at, lease.valid_until)
+                )
 
     async def _guard(self, tell: Callable[[str], None]) -> None:
         while True:

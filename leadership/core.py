@@ -73,7 +73,9 @@ class Core:
         self._closing: asyncio.Task[None] | None = None
 
     def emit(self, event: events.Event) -> None:
-        if self._engine is not None:
+        # Most renewals are heard by nobody, and need not wake the hooks' thread.
+        heard = len(self.hooks) > 1 or events.is_logged(event)
+        if self._engine is not None and heard:
             self._engine.told.tell(self.hooks, event)
 
     def need(self, what: str, *capabilities: Capability) -> None:
