@@ -2,17 +2,17 @@
 # Put the servers that the tests need into a private folder, from the distribution's own
 # packages, which are only unpacked: nothing is installed system-wide, root is not needed.
 #
-#   install.sh [etcd|consul|zookeeper]...      every known server when none is named
+#   install.sh [etcd|consul|zookeeper|haproxy]...      every known server when none is named
 #
-# Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl,consul,zookeeper}.
+# Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl,consul,zookeeper,haproxy}.
 #
 #   LEADERSHIP_SERVERS    FOLDER; default: .servers in the checkout
 #   LEADERSHIP_DEBS       folder of .deb files by suite: looked in first, filled afterwards
 #   LEADERSHIP_MIRROR     base address of a package mirror; default: the one apt uses here
-#   ETCD_SUITES           suites to try, in this order; CONSUL_SUITES, ZOOKEEPER_SUITES likewise
+#   ETCD_SUITES           suites to try, in this order; CONSUL_SUITES and so on likewise
 set -euo pipefail
 
-known="etcd consul zookeeper"
+known="etcd consul zookeeper haproxy"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf 'install.sh: %s\n' "$*" >&2; }
@@ -37,6 +37,8 @@ fi
 ETCD_SUITES=${ETCD_SUITES:-$default_suites}
 CONSUL_SUITES=${CONSUL_SUITES:-$consul_suites}
 ZOOKEEPER_SUITES=${ZOOKEEPER_SUITES:-$default_suites}
+# Its libraries come from the same suite, and want a libc that is not newer than this machine's.
+HAPROXY_SUITES=${HAPROXY_SUITES:-$(distribution VERSION_CODENAME)}
 
 folder=${LEADERSHIP_SERVERS:-$here/../../.servers}
 mkdir -p "$folder/bin"
@@ -229,6 +231,46 @@ PROGRAM
             [ -n "$(version_zookeeper)" ] && return 0
         fi
         say "zookeeper: not from $suite"
+    done
+    return 1
+}
+
+version_haproxy() { "$folder/bin/haproxy" -v 2>/dev/null | sed -n 1p; }
+
+fetch_with_libraries() { # fetch_with_libraries SUITE PACKAGE: and print the names of all
+    local suite=$1 waiting=("$2") done=" libc6 libgcc-s1 " package library
+    while [ ${#waiting[@]} -gt 0 ]; do
+        package=${waiting[0]}
+        waiting=("${waiting[@]:1}")
+        [[ $done == *" $package "* ]] && continue
+        done+="$package "
+        fetch "$suite" "$package" || return 1
+        printf '%s\n' "$package"
+        # shellcheck disable=SC2012
+        for library in $(dpkg-deb -f "$(ls -t "$debs/$suite/${package}"_*.deb | head -n 1)" Depends |
+            tr ',' '\n' | sed -E 's/^ *([^ |(:]+).*/\1/' | grep '^lib'); do
+            waiting+=("$library")
+        done
+    done
+}
+
+install_haproxy() {
+    local suite packages
+    for suite in $HAPROXY_SUITES; do
+        # shellcheck disable=SC2086
+        if packages=$(fetch_with_libraries "$suite" haproxy) &&
+            unpack "$suite" haproxy $packages; then
+            # Beside libraries that this machine need not have.
+            cat >"$folder/bin/haproxy" <<'WRAPPER'
+#!/bin/sh
+root=$(dirname "$0")/../haproxy
+LD_LIBRARY_PATH=$(echo "$root"/usr/lib/*-linux-gnu*):$(echo "$root"/lib/*-linux-gnu*) \
+    exec "$root/usr/sbin/haproxy" "$@"
+WRAPPER
+            chmod +x "$folder/bin/haproxy"
+            [ -n "$(version_haproxy)" ] && return 0
+        fi
+        say "haproxy: not from $suite"
     done
     return 1
 }
