@@ -53,6 +53,20 @@ class Service:
                 cwd=CHECKOUT,
             )
 
+    def leads(self) -> bool:
+        return self._is_well("leader")
+
+    def listens(self) -> bool:
+        return self._is_well("healthz")
+
+    def _is_well(self, path: str) -> bool:
+        url = f"http://{LOOPBACK}:{self.health_port}/{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=10):
+                return True
+        except OSError:
+            return False
+
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -109,6 +123,9 @@ def services(etcd: EtcdClient, tmp_path: Path) -> Iterator[dict[str, Service]]:
     made = {name: Service(name, tmp_path / name) for name in NAMES}
     for service in made.values():
         service.start(etcd.url, key)
+    # So that a balancer which begins by asking anybody asks one that does not lead.
+    wait_until(lambda: any(service.leads() for service in made.values()), 30, "a leader")
+    wait_until(lambda: all(service.listens() for service in made.values()), 30, "three services")
     yield made
     for service in made.values():
         service.process.kill()
