@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
-        say(id=self.candidate.id, at=self.candidate.core.context.clock.now())
+        say(at=self.candidate.core.context.clock.now())
         body = self.candidate.id.encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -49,16 +49,16 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    url, key, id, port, health_port = sys.argv[1:]
+    url, key, name, port, health_port = sys.argv[1:]
     with new_store(url) as store:
-        candidate = Candidate(store, key, id, ttl=2)
+        candidate = Candidate(store, key, name, ttl=2)
         drained = threading.Event()
 
         def work(term: Term) -> None:
-            say(id=id, token=term.token, **{"from": term.elected_at})
+            say(token=term.token, **{"from": term.elected_at})
             term.wait_lost()
             drained.wait(min(DRAIN, term.remaining()))
-            say(id=id, token=term.token, to=store.clock.now())
+            say(token=term.token, to=store.clock.now())
 
         def told(number: signal.Signals) -> None:
             act = candidate.resign if number == signal.SIGUSR1 else candidate.stop

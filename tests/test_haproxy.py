@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -182,7 +183,7 @@ def test_traffic_goes_to_the_leader_only_across_three_changes(
         terms += [(began[token], ended.get(token, service.killed_at), name) for token in began]
     terms.sort()
     assert [name for _, _, name in terms][:4] == [first, second, third, fourth]
-    assert all(end <= start for (_, end, _), (start, _, _) in zip(terms, terms[1:], strict=False))
+    assert all(end <= start for (_, end, _), (start, _, _) in itertools.pairwise(terms))
     for name, service in services.items():
         asked_at = [said["at"] for said in service.said() if "at" in said]
         own = [(start, end) for start, end, whose in terms if whose == name]
