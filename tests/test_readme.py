@@ -251,6 +251,14 @@ def test_example_hooks(example: Example) -> None:
 
 
 @pytest.mark.backend("memory")
+def test_example_health(example: Example) -> None:
+    names = example.run("health")
+    assert example.printed[0][1] == 200
+    assert example.printed[1][0] == 503
+    assert b"leadership_transitions_total" in names["health"].answer("/metrics").body
+
+
+@pytest.mark.backend("memory")
 def test_example_testing(example: Example) -> None:
     example.run("testing")
 
