@@ -111,7 +111,7 @@ class TermBase:
     def is_overdue(self) -> bool:
         """Whether this term should have been renewed by now, and was not.
 
-        Renewals are made every third of the ttl, so it is when more than half
+        Renewals are made every third of the ttl at the least, so it is when more than half
         of what the last one gave has passed. False once the term is over.
         """
         overdue = self._reason is None and self.remaining() < self._lease.span / 2
