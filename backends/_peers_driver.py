@@ -35,6 +35,7 @@ from ._peers_post import MESSAGES, UNREADABLE, Post, report
 from ._peers_seal import Node, OtherIncarnation, Refused, Seals
 from ._peers_settings import Settings
 from ._peers_state import StateDirectory, StateUnwritableError
+from ._peers_survey import View
 from ._quorum_effects import (
     Effect,
     Elected,
@@ -144,6 +145,7 @@ class Driver:
         self._closed = False
         self._ignored = False
         self.node: QuorumLease = None  # type: ignore[assignment]
+        self.view: View | None = None
         self.members: MemberList = None  # type: ignore[assignment]
         self.knowledge: Knowledge = None  # type: ignore[assignment]
         self.surface = Surface(
@@ -432,6 +434,9 @@ class Driver:
             return Answer(200, str(self._own.incarnation).encode())
         if asked.path == LEADER and asked.method == "GET":
             return await self.knowledge.answer(asked)
+        shown = None if self.view is None else await self.view.answer(asked)
+        if shown is not None:
+            return shown
         reply = self.surface.answer(asked.method, asked.path, asked.query)
         return Answer(reply.status, reply.body, reply.headers)
 

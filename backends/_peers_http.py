@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -51,11 +51,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer; `status` 0 drops the connection without one."""
+    """An HTTP answer; `status` 0 drops the connection without one.
+
+    Attributes:
+        parts: a body that is sent part by part, until its end or the client's; instead of `body`.
+    """
 
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    parts: AsyncGenerator[bytes, None] | None = None
 
 
 DROPPED = Answer(0)
@@ -319,6 +324,8 @@ class Server:
         connection.busy = True
         try:
             answer = await self._handler(asked)
+            if answer.parts is not None:
+                return await _send_parts(request, answer.parts, answer.headers)
         except TooLongError:
             self.refused(asked.came_from, "its body is too long")
             answer = Answer(413)
@@ -362,6 +369,18 @@ async def _accept_no_more(listening: asyncio.Server) -> None:
 def _drop(connection: _Connection) -> None:
     if connection.transport is not None:
         connection.transport.abort()
+
+
+async def _send_parts(
+    request: web.BaseRequest, parts: AsyncGenerator[bytes, None], headers: Mapping[str, str]
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers=dict(headers))
+    async with contextlib.aclosing(parts):
+        with contextlib.suppress(ConnectionError):
+            await response.prepare(request)
+            async for part in parts:
+                await response.write(part)
+    return response
 
 
 def _response(answer: Answer, close: bool = False) -> web.Response:

@@ -38,6 +38,7 @@ class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     observe: bool = False
     shown: str | None = None
     electio_changes: bool = False
+    ui: bool = True
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
@@ -56,6 +57,7 @@ class Settings:
         joins: this node is added to the members when it runs, and waits for that.
         shown: the election whose leader electio's nodes are told of; the first, if None.
         observer: this is a client, which only asks.
+        ui: the node shows the live page, at `/ui`.
     """
 
     members: tuple[str, ...]
@@ -70,6 +72,7 @@ class Settings:
     observer: bool
     shown: str | None
     electio_changes: bool
+    ui: bool
     limits: Limits
     server_tls: ssl.SSLContext | None
     client_tls: ssl.SSLContext | None
@@ -141,6 +144,7 @@ def settings_of(address: Address, context: Context) -> Settings:
         observer=options.observe,
         shown=options.shown,
         electio_changes=options.electio_changes,
+        ui=options.ui,
         limits=Limits(body=_BODY),
         server_tls=server_tls,
         client_tls=client_tls,

@@ -64,6 +64,15 @@ class Leaders:
         known = self._known.get(key)
         return None if known is None else _told(known)
 
+    def all(self) -> dict[str, Leader]:
+        """Who leads, by key."""
+        return {key: _told(known) for key, known in self._known.items()}
+
+    def until(self, key: str) -> float | None:
+        """When the leader is forgotten unless it is heard of again; None: there is none."""
+        known = self._known.get(key)
+        return None if known is None else known.until
+
     def note(self, node: str, entry: Entry, now: float) -> None:
         """`node` says that it leads."""
         known = self._known.get(entry.key)

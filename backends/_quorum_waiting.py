@@ -133,6 +133,11 @@ class Queues:
         if heard is not None and waiters is not None:
             heard.waiters[key] = tuple(waiter for waiter in waiters if waiter.uid != uid)
 
+    def keys(self) -> set[str]:
+        """The keys that somebody waits for, or waited for lately."""
+        heard = (each.waiters.keys() for each in self._heard.values())
+        return set(self._own).union(*heard)
+
     def waiting(self, key: str, now: float) -> list[Waiter]:
         """Who waits to lead, on this node and on those that answer; who began first at the head.
 

@@ -28,6 +28,7 @@ from ..errors import (
     StoreUnavailable,
 )
 from ..registry import nearest
+from ..standing import Contending, Standing, standings_of
 from ._etcd_connection import Connection, Credentials, NoRights
 from ._etcd_election import Election
 from ._etcd_requests import (
@@ -36,6 +37,7 @@ from ._etcd_requests import (
     deleting,
     end_of,
     is_contender,
+    leased_election,
     prefix_of,
     putting,
     unchanged,
@@ -276,6 +278,33 @@ class EtcdBackend(Backend):
                     elif is_contender(name, prefix):
                         entries[name] = Entry(event.kv.value, event.kv.create_revision)
 
+    async def elections(self, directory: str) -> AsyncGenerator[tuple[Standing, ...], None]:
+        where = _below(directory)
+        answer = await self._read(**where)
+        entries = {each.key: found for each in answer.kvs if (found := _contending(each))}
+        told: tuple[Standing, ...] | None = None
+        async with self._feed(where["key"], where["range_end"], answer.header.revision + 1) as feed:
+            while True:
+                now = standings_of(entries.values())
+                if now != told:
+                    yield now
+                told = now
+                for event in await feed.next():
+                    found = None if event.type == EVENT_DELETE else _contending(event.kv)
+                    if found is None:
+                        entries.pop(event.kv.key, None)
+                    else:
+                        entries[event.kv.key] = found
+
+    async def lease_left(self, lease: str) -> float | None:
+        answer = await self._connection.call(
+            lambda link: link.lease.LeaseTimeToLive,
+            etcdrpc.LeaseTimeToLiveRequest(ID=int(lease, 16)),
+            repeatable=True,
+        )
+        # In whole seconds; below zero where the lease has ended.
+        return max(0.0, float(answer.TTL))
+
 
 class _TtlLeases:
     """The leases of the keys that were put with a ttl: one that is replaced is not left to lapse.
@@ -359,6 +388,13 @@ class _Feed:
 
 def _pair(kv: Any) -> KVPair:
     return KVPair(kv.key.decode(errors="replace"), kv.value, kv.mod_revision)
+
+
+def _contending(kv: Any) -> Contending | None:
+    key = leased_election(kv.key, kv.lease)
+    if key is None:
+        return None
+    return Contending(key.decode(errors="replace"), kv.value, kv.create_revision, f"{kv.lease:x}")
 
 
 def _below(directory: str) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -35,6 +35,7 @@ from ..errors import (
     StoreUnavailable,
 )
 from ..registry import nearest
+from ..standing import Contending, Standing, standings_of
 from ._zookeeper_connection import Connection, Settings, SharedConnection
 from ._zookeeper_election import Election
 from ._zookeeper_names import NAMES
@@ -293,6 +294,23 @@ class ZooKeeperBackend(Backend):
             async with contextlib.aclosing(leaders(connection, path, self._names)) as entries:
                 async for entry in entries:
                     yield entry
+
+    async def elections(self, directory: str) -> AsyncGenerator[tuple[Standing, ...], None]:
+        tree = Tree(self._path(directory), directory, self._hidden, lambda stat: stat.czxid)
+        told: tuple[Standing, ...] | None = None
+        async with self._watching() as connection:
+            async with contextlib.aclosing(tree.states(connection)) as states:
+                async for pairs in states:
+                    now = standings_of(self._contending(pairs))
+                    if now != told:
+                        yield now
+                    told = now
+
+    def _contending(self, pairs: Pairs) -> Iterator[Contending]:
+        for pair in pairs:
+            election, _, name = pair.key.rpartition("/")
+            if election and self._names.counter(name) is not None:
+                yield Contending(election, pair.value, pair.index)
 
 
 _Found = tuple[bytes | None, Any]

@@ -22,6 +22,7 @@ from .lease import Claim
 
 if TYPE_CHECKING:
     from .contention import WaitingRoom
+    from .standing import Standing
 
 
 class Capability(StrEnum):
@@ -47,6 +48,8 @@ class Capability(StrEnum):
     """The nodes that make up the store can be listed and changed while it runs."""
     HANDOVER = "handover"
     """`resign(to=...)`: the leader names the one that leads next."""
+    SURVEY = "survey"
+    """All elections below a prefix, for who only looks: the live page, `leadership top`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +329,30 @@ class Backend(ABC):
 
         self._need(Capability.KV, Capability.WATCH)
         return observe_by_watch(self, key)
+
+    # --- elections, for who only looks: Capability.SURVEY ---
+
+    def elections(self, directory: str) -> AsyncGenerator[tuple[Standing, ...], None]:
+        """All elections below `directory` ("" is the root), sorted by key, now and at each change.
+
+        An election that nobody leads may be left out. Writes nothing; one watch
+        where the store can. The same promises as `watch`.
+        """
+        from .standing import standings_by_watch
+
+        self._need(Capability.KV, Capability.WATCH)
+        return standings_by_watch(self, directory)
+
+    async def lease_left(self, lease: str) -> float | None:
+        """Seconds that a leader's lease lasts if it is not renewed; None: nobody can tell.
+
+        Args:
+            lease: of a `Standing`, not empty.
+
+        Raises:
+            StoreError: it could not be asked.
+        """
+        return None
 
     # --- nodes: Capability.MEMBERS ---
 

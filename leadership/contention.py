@@ -62,9 +62,14 @@ async def observe_by_watch(backend: Backend, key: str) -> AsyncGenerator[Entry |
 
 
 class WaitingRoom:
-    """Who waits for each key of a store that is all in one process. Any thread may call."""
+    """Who waits for each key of a store that is all in one process. Any thread may call.
 
-    def __init__(self) -> None:
+    Args:
+        changed: is told the key at each coming and going.
+    """
+
+    def __init__(self, changed: Callable[[str], None] = lambda key: None) -> None:
+        self._changed = changed
         self._lock = threading.Lock()
         self._waiting: dict[str, list[CompareAndSwapContender]] = {}
 
@@ -73,6 +78,7 @@ class WaitingRoom:
         """The contender waits for the time of the block."""
         with self._lock:
             self._waiting.setdefault(key, []).append(contender)
+        self._changed(key)
         try:
             yield
         finally:
@@ -80,6 +86,12 @@ class WaitingRoom:
                 self._waiting[key].remove(contender)
                 if not self._waiting[key]:
                     del self._waiting[key]
+            self._changed(key)
+
+    def values(self, key: str) -> tuple[bytes, ...]:
+        """What those who wait would lead with, first come first."""
+        with self._lock:
+            return tuple(each.value for each in self._waiting.get(key, ()))
 
     def first(self, key: str, name: str) -> CompareAndSwapContender | None:
         """Of those who wait under that name, the one that came first."""
@@ -112,6 +124,11 @@ class CompareAndSwapContender(Contender):
         self._writing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._yield_until = float("-inf")
+
+    @property
+    def value(self) -> bytes:
+        """What it leads with, or would."""
+        return self._value
 
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
         # The caller may not have taken an earlier claim, as one that came too late.

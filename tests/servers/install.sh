@@ -5,6 +5,7 @@
 #   install.sh [etcd|consul|zookeeper|haproxy]...      every known server when none is named
 #
 # Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl,consul,zookeeper,haproxy}.
+# `chromium`, a browser that shows the live page to the tests, is had in the same way.
 #
 #   LEADERSHIP_SERVERS    FOLDER; default: .servers in the checkout
 #   LEADERSHIP_DEBS       folder of .deb files by suite: looked in first, filled afterwards
@@ -12,7 +13,7 @@
 #   ETCD_SUITES           suites to try, in this order; CONSUL_SUITES and so on likewise
 set -euo pipefail
 
-known="etcd consul zookeeper haproxy"
+known="etcd consul zookeeper haproxy chromium"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf 'install.sh: %s\n' "$*" >&2; }
@@ -273,6 +274,60 @@ WRAPPER
         say "haproxy: not from $suite"
     done
     return 1
+}
+
+# --- the browser -----------------------------------------------------------------------
+
+version_chromium() { # which starts it: seconds, so only once for what is unpacked
+    local version=$folder/chromium/version
+    [ ! -x "$folder/bin/chromium" ] || [ -s "$version" ] ||
+        "$folder/bin/chromium" --version 2>/dev/null | sed -n 1p >"$version"
+    cat "$version" 2>/dev/null
+}
+
+install_chromium() { # with the libraries that it needs, for it alone: those of this machine's suite
+    local suite state root package
+    suite=$(distribution VERSION_CODENAME)
+    state=$folder/apt/$suite
+    root=$folder/chromium.new
+    ready_suite "$suite" || return 1
+    private_apt "$suite" install --download-only --no-install-recommends \
+        chromium-headless-shell fonts-dejavu-core >"$state/download.log" 2>&1 || return 1
+    rm -rf "$root"
+    mkdir "$root"
+    for package in "$state"/cache/archives/*.deb; do
+        case ${package##*/} in
+        # A program and its loader must be of one libc, which is this machine's.
+        libc6_* | libc-bin_*) ;;
+        # Half of all, and of no use without a screen.
+        libllvm* | libz3* | libgl1-mesa-dri_* | dpkg_* | perl* | libperl*) ;;
+        *) dpkg-deb -x "$package" "$root" || return 1 ;;
+        esac
+    done
+    rm -rf "$state"/cache/archives/*.deb "$root"/usr/share/{doc,man,locale} "${folder:?}/chromium"
+    mv "$root" "$folder/chromium"
+    root=$folder/chromium
+    cat >"$root/fonts.conf" <<FONTS
+<?xml version="1.0"?>
+<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig>
+  <dir>$root/usr/share/fonts</dir>
+  <cachedir>$root/fonts-cache</cachedir>
+  <alias><family>sans-serif</family><prefer><family>DejaVu Sans</family></prefer></alias>
+  <alias><family>monospace</family><prefer><family>DejaVu Sans Mono</family></prefer></alias>
+</fontconfig>
+FONTS
+    cat >"$folder/bin/chromium" <<PROGRAM
+#!/bin/sh
+export FONTCONFIG_FILE='$root/fonts.conf'
+export LD_LIBRARY_PATH='$(
+        find "$root/lib" "$root/usr/lib" -maxdepth 2 -type d \
+            '(' -name '*-linux-gnu*' -o -name pulseaudio ')' | paste -s -d :
+    )'
+exec '$root/usr/lib/chromium/chromium-headless-shell' "\$@"
+PROGRAM
+    chmod +x "$folder/bin/chromium"
+    [ -n "$(version_chromium)" ]
 }
 
 # ---------------------------------------------------------------------------------------
