@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from . import Candidate, Follower, Leader, LeaderState, Store, new_store
+from . import Candidate, Follower, Leader, LeaderState, Store, completion, new_store
 from .cli import discard_output
 from .errors import (
     ConfigurationError,
@@ -46,10 +46,17 @@ Url = Annotated[
         metavar="URL",
         help="The store, such as etcd://HOST:PORT,HOST:PORT.",
         show_default=False,
+        autocompletion=completion.stores,
     ),
 ]
 Key = Annotated[
-    str, typer.Option("--key", metavar="KEY", help="The election, such as service/leader.")
+    str,
+    typer.Option(
+        "--key",
+        metavar="KEY",
+        help="The election, such as service/leader.",
+        autocompletion=completion.keys,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 ConnectTimeout = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 
 from aiohttp import web
 
@@ -28,6 +29,13 @@ class Dashboard:
         self._page = Page(survey)
         self._runner: web.ServerRunner | None = None
         self.address = listen
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches it."""
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(self._host).is_loopback
+        return self._host == "localhost"
 
     async def start(self) -> None:
         """Listen, and follow the elections.

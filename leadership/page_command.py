@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import Store, new_store
+from . import Store, completion, new_store
 from .backend import Capability
 from .checks import checked_key
 from .commands import ConnectTimeout, Url, _ending_on_sigterm
@@ -26,6 +26,7 @@ Prefix = Annotated[
         metavar="PREFIX",
         help="Only elections below it, such as service/. All, if not given.",
         show_default=False,
+        autocompletion=completion.prefixes,
     ),
 ]
 
@@ -75,6 +76,11 @@ def dashboard(
                 _first_look(store, survey, connect_timeout)
                 store.core.call(page.start)
                 where = f"http://{page.address}/"
+                if not page.is_local:
+                    sentence = (
+                        f"whoever reaches {page.address} sees the page: it asks for no password"
+                    )
+                    reporter.say("exposed", sentence, address=page.address)
                 reporter.say("listening", f"the page is at {where}", url=where)
                 while not ended.wait(1.0):
                     pass

@@ -97,9 +97,13 @@ class Record:
             before = self._kept.get(key) or SeenElection(key, None, None)
             self._kept[key] = _after(before, standing, now, gap)
         for key, before in list(self._kept.items()):
-            if key not in present:
-                nobody = () if before.waiting is not None else None
-                self._kept[key] = _after(before, Standing(key, None, nobody), now, gap)
+            if key in present:
+                continue
+            nobody = () if before.waiting is not None else None
+            self._kept[key] = _after(before, Standing(key, None, nobody), now, gap)
+            if not self._kept[key].past:
+                # Some waited for a while, and nobody led.
+                del self._kept[key]
         self.forget(now)
 
     def forget(self, now: float) -> None:

@@ -27,13 +27,15 @@ _KEYS |= {"\x1b[6~": "page down", "\x1b[5~": "page up", " ": "page down", "\x03"
 # A second that passes must be seen in time.
 _REDRAW = 0.5
 
+# For leases, where only one table is printed.
+_PATIENCE = 1.0
+
 
 def show(store: Store, survey: Survey) -> int:
     """Show the survey until somebody has seen enough; without a terminal once. The exit status."""
     console = terminal()
     if console is None:
-        store.core.call(_measured, survey)
-        _print_table(store.core.call(_look, survey))
+        _print_table(store.core.call(_measured, survey))
         return 0
     from rich.live import Live
 
@@ -65,14 +67,15 @@ async def _look(survey: Survey) -> Look:
     return survey.look()
 
 
-async def _measured(survey: Survey) -> None:
-    """One round of asking for leases."""
-    async with contextlib.aclosing(survey.looks(1.0)) as looks:
+async def _measured(survey: Survey) -> Look:
+    """One round of asking for leases, as far as the store tells them in time."""
+    deadline = survey.clock.now() + _PATIENCE
+    async with contextlib.aclosing(survey.looks(_PATIENCE)) as looks:
         async for look in looks:
-            if look.lease_ends or not any(e.lease for e in look.elections):
-                return
-            if look.at - survey.look().since > 1.0:
-                return
+            asked = {each.lease for each in look.elections if each.term and each.lease}
+            if asked <= look.lease_ends.keys() or look.at >= deadline:
+                return look
+    return survey.look()
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ if [ -z "$wanted" ]; then
 elif has apt-get && has dpkg-deb; then
     # shellcheck disable=SC2086
     "$here/install.sh" $wanted
-    # No store: the one test that needs it says so itself.
-    "$here/install.sh" haproxy || true
+    # No stores: the tests that need them say so themselves.
+    "$here/install.sh" haproxy chromium || true
 elif runs_docker; then
     # shellcheck disable=SC2086
     docker compose --project-directory "$here/../.." up -d --wait $wanted
