@@ -2,8 +2,7 @@
 // Everything that the store says is set as text: there is no markup in here.
 (() => {
   const get = (id) => document.getElementById(id);
-  const windows = [60, 300, 900, 3600, 6 * 3600, 24 * 3600];
-  const windowNames = ["1 min", "5 min", "15 min", "1 h", "6 h", "24 h"];
+  const windows = [1, 2, 5, 10, 20, 40, 60, 120, 240, 480, 960, 1440].map((minutes) => minutes * 60);
   const elections = new Map();
   const cards = new Map();
   const longestLease = new Map();
@@ -15,14 +14,11 @@
   // Seconds on the server's clock, which is all that ages and deadlines refer to.
   const now = () => state.now + (performance.now() - received) / 1000;
 
-  const hueOf = (text) => {
-    let hash = 2166136261;
-    for (let i = 0; i < text.length; i++) {
-      hash = Math.imul(hash ^ text.charCodeAt(i), 16777619);
-    }
-    // The bits are mixed once more, for names that differ in one digit.
-    hash = Math.imul(hash ^ (hash >>> 15), 2246822507);
-    return (((hash ^ (hash >>> 13)) >>> 0) % 24) * 15;
+  // Each name has the hue that is farthest from those of the names before it.
+  const hues = new Map();
+  const hueOf = (name) => {
+    if (!hues.has(name)) hues.set(name, Math.round((55 + hues.size * 137.508) % 360));
+    return hues.get(name);
   };
 
   const lasting = (seconds) => {
@@ -32,6 +28,7 @@
     if (s < 86400) return `${Math.floor(s / 3600)} h ${String(Math.floor(s / 60) % 60).padStart(2, "0")} min`;
     return `${Math.floor(s / 86400)} d ${Math.floor(s / 3600) % 24} h`;
   };
+  const spanName = (seconds) => (seconds < 3600 ? `${seconds / 60} min` : `${seconds / 3600} h`);
   const atLeast = (exactly, text) => (exactly ? text : `over ${text}`);
   const clockAt = (at) =>
     new Date(Date.now() - (now() - at) * 1000).toLocaleTimeString([], { hour12: false });
@@ -132,7 +129,7 @@
       if (right <= 0) return null;
       element.style.left = `${left * 100}%`;
       element.style.width = `${Math.max(0, right - left) * 100}%`;
-      if ((right - left) * width < 34) element.classList.add("narrow");
+      if ((right - left) * width < 56) element.classList.add("narrow");
       return element;
     };
     const terms = [...election.past].reverse();
@@ -153,8 +150,8 @@
     }
     if (state.cut_since !== null) pieces.push(place(make("i", "cut"), state.cut_since, at));
     parts.line.replaceChildren(...pieces.filter(Boolean));
-    parts.line.setAttribute("aria-label", `terms of the last ${windowNames[scale]}: ${words.join("; ") || "none"}`);
-    put(parts.from, `${windowNames[scale]} ago`);
+    parts.line.setAttribute("aria-label", `terms of the last ${spanName(span)}: ${words.join("; ") || "none"}`);
+    put(parts.from, `${spanName(span)} ago`);
   };
 
   const showLease = (parts, election, at) => {

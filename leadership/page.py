@@ -86,7 +86,7 @@ class Page:
             "STYLE": style,
             "SCRIPT": script,
             "WHERE": html.escape(_short(where)),
-            "PREFIX": html.escape(_short(survey.prefix)),
+            "PREFIX": html.escape(_short(survey.prefix and f"{survey.prefix}/")),
         }
         document = _file("page.html")
         for name, text in filled.items():

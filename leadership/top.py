@@ -142,7 +142,7 @@ def _drawn(survey: Survey, look: Look, console: Console, first: int, room: int) 
     shown = look.elections[first : first + room]
     table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style="bold")
     # In 80 columns what stands first is most worth its room.
-    ratios = {"election": 5, "leader": 4, "waiting": 3}
+    ratios = {"election": 6, "leader": 5, "waiting": 3}
     for heading in HEADINGS:
         table.add_column(
             heading,
@@ -153,12 +153,14 @@ def _drawn(survey: Survey, look: Look, console: Console, first: int, room: int) 
         )
     for each in shown:
         style = "red" if each.term is None else None
-        cells = [Text(cell) for cell in row(each, look)]
+        key, *others = row(each, look)
+        # What all have in common stands above.
+        cells = [Text(key.removeprefix(f"{printable(survey.prefix)}/")), *map(Text, others)]
         if each.term is not None:
             cells[1].stylize("bold green")
         table.add_row(*cells, style=style)
     led = sum(each.term is not None for each in look.elections)
-    where = f"{survey.address.scheme}://{','.join(survey.address.endpoints)} {survey.prefix}"
+    where = f"{survey.address.scheme}://{','.join(survey.address.endpoints)} {survey.prefix and survey.prefix + '/'}"
     title = Text(f"leadership  {printable(where)}", style="bold", no_wrap=True, overflow="ellipsis")
     if look.cut_since is None:
         counted = f"{len(look.elections) + look.left_out} elections, {led} led"

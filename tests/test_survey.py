@@ -165,6 +165,7 @@ def see_a_change_of_leaders(
         surveyed.wait_for(key, "<b>", ())
         with campaigning(first):
             surveyed.wait_for(key, "<b>", ("a",))
+            assert [each.key for each in surveyed.look().elections] == [key]
             term = second.term
             assert term is not None
             if leases:
