@@ -160,7 +160,8 @@ def _drawn(survey: Survey, look: Look, console: Console, first: int, room: int) 
             cells[1].stylize("bold green")
         table.add_row(*cells, style=style)
     led = sum(each.term is not None for each in look.elections)
-    where = f"{survey.address.scheme}://{','.join(survey.address.endpoints)} {survey.prefix and survey.prefix + '/'}"
+    address = f"{survey.address.scheme}://{','.join(survey.address.endpoints)}"
+    where = f"{address} {survey.prefix}/" if survey.prefix else address
     title = Text(f"leadership  {printable(where)}", style="bold", no_wrap=True, overflow="ellipsis")
     if look.cut_since is None:
         counted = f"{len(look.elections) + look.left_out} elections, {led} led"

@@ -170,10 +170,13 @@ def see_a_change_of_leaders(
             assert term is not None
             if leases:
                 assert 0 <= surveyed.lease_left(key) <= ttl + 1
+            # Another value is no other term.
+            second.proclaim("<c>")
+            surveyed.wait_for(key, "<c>", ("a",))
             second.stop()
             surveyed.wait_for(key, "a", ())
             [election] = [each for each in surveyed.look().elections if each.key == key]
-            assert election.past[0].token == term.token
+            assert [(past.value, past.token) for past in election.past] == [("<c>", term.token)]
             assert election.term is not None
             assert election.term.began_exactly
         surveyed.wait_for(key, None, ())
@@ -237,17 +240,25 @@ def test_looking_writes_nothing_and_watches_once(etcd: EtcdClient) -> None:
 
 
 @pytest.mark.backend("memory")
-def test_an_outage_is_told_and_survived() -> None:
-    with new_store(f"memory://{uuid.uuid4()}") as store:
+def test_an_outage_is_told_and_what_changed_in_it_is_not_told_as_exact() -> None:
+    name = f"memory://{uuid.uuid4()}"
+    with new_store(name) as store, new_store(name) as other:
         faults = FaultyBackend.under(store)
-        candidate = Candidate(store, "k", "a", ttl=60)
+        candidate = Candidate(other, "k", "a", ttl=60)
         candidate.campaign(timeout=10)
         surveyed = Surveyed(store)
         with faults.cut_off():
             wait_until(lambda: surveyed.look().cut_since is not None, 20, "the outage")
             assert surveyed.look().trouble
             assert [each.key for each in surveyed.look().elections] == ["k"]
-        wait_until(lambda: surveyed.look().cut_since is None, 20, "the store's answer")
+            candidate.stop()
+            Candidate(other, "k", "b", ttl=60).campaign(timeout=10)
+        surveyed.wait_for("k", "b", None)
+        assert surveyed.look().cut_since is None
+        [election] = surveyed.look().elections
+        assert election.term is not None
+        assert not election.term.began_exactly
+        assert not election.past[0].ended_exactly
         surveyed.close()
 
 
