@@ -81,7 +81,15 @@ class Space:
         self._writes = 0
         # By place, so that many elections in one process do not wake each other.
         self._watchers: dict[_Place, set[_Watcher]] = {}
-        self.waiting_room = WaitingRoom(self._tell_trees)
+        # Weakly: a space that holds itself would outlive its stores.
+        tell_trees = weakref.WeakMethod(self._tell_trees)
+
+        def changed(key: str) -> None:
+            tell = tell_trees()
+            if tell is not None:
+                tell(key)
+
+        self.waiting_room = WaitingRoom(changed)
 
     def get(self, key: str) -> KVPair | None:
         """What stands at `key`: nothing from its expiry on, whether or not a timer has run."""
