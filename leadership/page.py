@@ -114,7 +114,11 @@ class Page:
         return self._viewers >= VIEWERS
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events: everything at first, then what changes, until it is closed."""
+        """Server-sent events: everything at first, then what changes, until it is closed.
+
+        The first call begins the survey, where that has not begun yet.
+        """
+        self._survey.start()
         shown: dict[str, _Election] = {}
         rest: object = None
         self._viewers += 1

@@ -32,8 +32,11 @@ FORGOTTEN_AFTER = 3600.0
 _ROUND = 1.0
 _LEASES_A_ROUND = 32
 
-# Between two looks at a store in which everything changes at once.
+# Between two looks at a store in which everything changes at once; the more there is to look
+# at, the longer, so that looking takes a small part of the loop that leases are renewed on.
 _PACE = 0.1
+_PACE_EACH = 0.0005
+_PACE_EACH_UNSEEN = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Record:
         self.elections: dict[str, SeenElection] = {}
         self.left_out = 0
         self._kept: dict[str, SeenElection] = {}
+        self._standing: dict[str, Standing] = {}
 
     def take(self, standings: tuple[Standing, ...], now: float, gap: bool) -> None:
         """The elections as they stand now.
@@ -94,6 +98,8 @@ class Record:
         self.left_out = len(standings) - len(shown)
         present = {standing.key: standing for standing in shown}
         for key, standing in present.items():
+            if key in self._kept and self._standing.get(key) == standing:
+                continue
             before = self._kept.get(key) or SeenElection(key, None, None)
             self._kept[key] = _after(before, standing, now, gap)
         for key, before in list(self._kept.items()):
@@ -104,6 +110,7 @@ class Record:
             if not self._kept[key].past:
                 # Some waited for a while, and nobody led.
                 del self._kept[key]
+        self._standing = present
         self.forget(now)
 
     def forget(self, now: float) -> None:
@@ -193,6 +200,7 @@ class Survey:
         self._following: asyncio.Task[None] | None = None
         self._measuring: asyncio.Task[None] | None = None
         self._viewers = 0
+        self._looked_at_now = asyncio.Event()
         self._lease_ends: dict[str, float] = {}
         self._asked: dict[str, float] = {}
         self._changed = asyncio.Event()
@@ -282,11 +290,19 @@ class Survey:
                     self._seen = True
                     self._reached()
                     self._tell()
-                    await self.clock.sleep(_PACE)
+                    await self._pause(len(standings))
             raise StoreUnavailable("the watch ended; it is opened again")
         except Exception as error:
             self._cut(str(error))
             raise
+
+    async def _pause(self, elections: int) -> None:
+        now = self.clock.now()
+        await self.clock.sleep_until(now + _PACE + elections * _PACE_EACH)
+        # Where nobody looks there is less haste; who comes ends the pause.
+        await self.clock.wait_for(
+            self._looked_at_now.wait(), now + _PACE + elections * _PACE_EACH_UNSEEN
+        )
 
     def _reached(self) -> None:
         self._cut_since, self._trouble = None, ""
@@ -311,12 +327,15 @@ class Survey:
     @contextlib.contextmanager
     def _looked_at(self) -> Iterator[None]:
         self._viewers += 1
+        self._looked_at_now.set()
         if self._measuring is None and not self._closed:
             self._measuring = asyncio.ensure_future(self._measure())
         try:
             yield
         finally:
             self._viewers -= 1
+            if not self._viewers:
+                self._looked_at_now.clear()
             if not self._viewers and self._measuring is not None:
                 self._measuring.cancel()
                 self._measuring = None
