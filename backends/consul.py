@@ -18,6 +18,7 @@ import msgspec
 from ..backend import Address, Backend, Capability, Contender, Context, Entry, KVPair, Pairs
 from ..errors import ConfigurationError
 from ..registry import nearest
+from ..standing import Standing
 from ._consul_agents import Access, Agents, NoRights
 from ._consul_election import Election
 from ._consul_keys import Keys
@@ -160,6 +161,19 @@ class ConsulBackend(Backend):
                 if first or leader != told:
                     yield leader
                 first, told = False, leader
+
+    async def elections(self, directory: str) -> AsyncGenerator[tuple[Standing, ...], None]:
+        told: tuple[Standing, ...] | None = None
+        async with contextlib.aclosing(self._watches.states(_below(directory))) as states:
+            async for seen in states:
+                leaders = {entry.key: _leader(entry) for entry in seen.entries}
+                # Who waits has a session, and nothing that names the key.
+                now = tuple(
+                    Standing(key, leader) for key, leader in sorted(leaders.items()) if leader
+                )
+                if now != told:
+                    yield now
+                told = now
 
 
 def _leader(entry: ConsulEntry | None) -> Entry | None:

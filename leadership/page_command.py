@@ -14,7 +14,7 @@ from .checks import checked_key
 from .commands import ConnectTimeout, Url, _ending_on_sigterm
 from .dashboard import Dashboard
 from .errors import ConfigurationError, StoreUnavailable
-from .peer_command import app as app
+from .members_command import app as app
 from .reporting import Reporter
 from .signals import telling_signals
 from .survey import Survey

@@ -18,6 +18,7 @@ from leadership.standing import Standing
 from leadership.survey import ELECTIONS, FORGOTTEN_AFTER, PAST_TERMS, Look, Record, Survey
 
 from .peers_cluster import PeersCluster
+from .servers.consul_client import ConsulClient
 from .servers.etcd_client import EtcdClient
 from .servers.zookeeper import ZooKeeperClient
 from .waiting import wait_until
@@ -198,6 +199,19 @@ def test_elections_are_seen_on_etcd(etcd: EtcdClient) -> None:
         store.put(f"{prefix}/settings/cafe", "none either", ttl=60)
         key = f"{prefix}/deep/leader"
         see_a_change_of_leaders(store, other, Surveyed(store, prefix), key, 2, True)
+
+
+def test_elections_are_seen_on_consul_which_does_not_tell_who_waits(consul: ConsulClient) -> None:
+    prefix = f"survey-{uuid.uuid4()}"
+    with new_store(consul.url) as store:
+        store.put(f"{prefix}/note", "no election")
+        key = f"{prefix}/leader"
+        surveyed = Surveyed(store, prefix)
+        with Candidate(store, key, "a", ttl=5).campaign(timeout=20):
+            surveyed.wait_for(key, "a", None)
+        surveyed.wait_for(key, None, None)
+        assert [each.key for each in surveyed.look().elections] == [key]
+        surveyed.close()
 
 
 def test_elections_are_seen_on_zookeeper(zookeeper: ZooKeeperClient) -> None:
