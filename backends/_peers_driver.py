@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ..backend import Context
+from ..backend import Context, ReleasePlan
 from ..errors import ConfigurationError, HandleClosed, StoreUnavailable
 from ..events import (
     LeaseRenewed,
@@ -31,6 +31,7 @@ from ._peers_knowledge import LEADER, Knowledge
 from ._peers_legacy import WHO, Legacy
 from ._peers_members import MEMBERS, MemberList, is_member
 from ._peers_operator import Operator
+from ._peers_plan import plan_of
 from ._peers_post import MESSAGES, UNREADABLE, Post, report
 from ._peers_seal import Node, OtherIncarnation, Refused, Seals
 from ._peers_settings import Settings
@@ -318,6 +319,11 @@ class Driver:
             return
         # Read before the decision, and so before anything is sent: terms count from it.
         self._carry_out(decide(self._clock.now()))
+
+    def release_plan(self, key: str, uid: str) -> ReleasePlan | None:
+        """How another process tells the others that this one is dead, and its term over."""
+        releases = self.node.releases(key, uid)
+        return plan_of(releases, self._seals, self._post, self._settings) if releases else None
 
     async def settle(self) -> None:
         """Until who can be reached has been told of what was decided."""

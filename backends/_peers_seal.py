@@ -14,6 +14,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -100,6 +101,16 @@ class Seals:
         self._number = 0
         self._windows: dict[str, dict[int, _Window]] = {}
         self._retired: set[Node] = set()
+
+    def sender(self) -> Mapping[str, Any]:
+        """What another process needs to seal in our name when we are dead; with the secret."""
+        fields = {
+            "Wire": str(WIRE_VERSION),
+            "From": self.own.address,
+            "From-Incarnation": str(self.own.incarnation),
+        }
+        secret = self._secrets[0] if self._secrets else b""
+        return {"fields": fields, "prefix": _PREFIX, "secret": secret}
 
     # --- requests ---
 

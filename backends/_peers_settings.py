@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
+from .._guardian_wire import tls
 from ..backend import Address, Context
 from ..errors import ConfigurationError
 from ..registry import nearest
@@ -76,6 +78,7 @@ class Settings:
     limits: Limits
     server_tls: ssl.SSLContext | None
     client_tls: ssl.SSLContext | None
+    tls_files: Mapping[str, str | None] | None
 
     @property
     def shortest_ttl(self) -> float:
@@ -148,6 +151,7 @@ def settings_of(address: Address, context: Context) -> Settings:
         limits=Limits(body=_BODY),
         server_tls=server_tls,
         client_tls=client_tls,
+        tls_files=tls(options.ca, options.cert, options.key) if client_tls is not None else None,
     )
 
 

@@ -192,6 +192,14 @@ class Candidacy:
         self._attempt_at = now + self._delay()
         self._commons.releases.add(ticket, contender.ttl, now, told=True, contender=named)
 
+    def tickets(self, uid: str) -> list[Ticket]:
+        """What would end this contender's term: for each other member one that names it."""
+        if not self.leads(uid):
+            return []
+        mail = self._commons.mail
+        others = [receiver for receiver in mail.receivers() if receiver != mail.id]
+        return [self._ticket(other, mail.peer(other).incarnation) for other in others]
+
     def proclaim(self, uid: str, value: bytes) -> bool:
         """Change the value; whether this contender is there."""
         for contender in self._queue:

@@ -352,6 +352,13 @@ class QuorumLease:
         self._schedule(candidacy)
         return self._finish(now)
 
+    def releases(self, key: str, uid: str) -> list[Release]:
+        """What to tell the others when this node has died while the contender led."""
+        candidacy, mail = self._candidacies.get(key), self._mail
+        tickets = [] if candidacy is None else candidacy.tickets(uid)
+        number = mail.next_number()
+        return [Release(mail.header(each.successor, number), each) for each in tickets]
+
     def proclaim(self, key: str, uid: str, value: bytes, now: float) -> list[Effect]:
         """Change the contender's value, for this term and for later ones.
 

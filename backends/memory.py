@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from ..backend import Address, Backend, Capability, Context, Entry, KVPair, Pairs
+from ..backend import Address, Backend, Capability, Contender, Context, Entry, KVPair, Pairs
 from ..clock import Clock, SystemClock
 from ..contention import WaitingRoom, token_of, unseal
 from ..errors import ConfigurationError, HandleClosed, KeyExists, KeyModified
@@ -281,6 +281,10 @@ class MemoryBackend(Backend):
 
     async def atomic_delete(self, key: str, previous: KVPair) -> None:
         self.space.delete(key, _unchanged(key, previous))
+
+    def guarded_contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        # What is in this process dies with it: there is nothing to release.
+        return self.contender(key, value, ttl, own_session)
 
     def watch(self, key: str) -> AsyncGenerator[KVPair | None, None]:
         return self._states(_Place(key, tree=False), lambda: self.space.get(key))

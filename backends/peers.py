@@ -12,7 +12,16 @@ import itertools
 from collections.abc import AsyncGenerator, Callable, Collection
 from typing import ClassVar
 
-from ..backend import Address, Backend, Capability, Contender, Context, Entry, Membership
+from ..backend import (
+    Address,
+    Backend,
+    Capability,
+    Contender,
+    Context,
+    Entry,
+    Membership,
+    ReleasePlan,
+)
 from ..errors import (
     ConfigurationError,
     HandleClosed,
@@ -172,6 +181,10 @@ class PeersBackend(Backend):
         uid = f"{next(self._names)}"
         return PeersContender(self, uid, key, value, self.granted(ttl))
 
+    def guarded_contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        # Each term is released by itself, so there is nothing to share or to keep apart.
+        return self.contender(key, value, ttl, own_session)
+
     async def members(self) -> Membership:
         if self._observer is not None:
             return (await self._observer.members()).membership
@@ -273,6 +286,7 @@ class PeersContender(Contender):
         self._value = value
         self._ttl = ttl
         self._driver: Driver | None = None
+        self._planned_for: tuple[str, ...] = ()
         self._lease: Lease | None = None
         self._lost: Callable[[str], None] | None = None
         self._won: asyncio.Future[Claim] | None = None
@@ -331,6 +345,13 @@ class PeersContender(Contender):
     def renewed(self, effect: Renewed) -> None:
         if self._lease is not None:
             self._lease.extend(effect.valid_until)
+        # A node that was restarted, or a change of members, makes another plan of it.
+        if (
+            self.on_new_plan is not None
+            and self._driver is not None
+            and self._driver.node.runs() != self._planned_for
+        ):
+            self.on_new_plan()
 
     def lost(self, effect: Lost) -> None:
         self._entered = self._leading = False
@@ -412,6 +433,13 @@ class PeersContender(Contender):
         )
         self._lease = self._gone = None
         self._entered = self._leading = False
+
+    def release_plan(self) -> ReleasePlan | None:
+        driver = self._driver
+        if driver is None:
+            return None
+        self._planned_for = driver.node.runs()
+        return driver.release_plan(self._key, self._uid)
 
     async def close(self) -> None:
         driver = self._driver

@@ -76,6 +76,21 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleasePlan:
+    """What it takes to release an entry when the process that holds it is dead.
+
+    Attributes:
+        release: a function at the top level of a module that imports the standard library alone
+            (and `leadership._guardian_wire`): that module is loaded by itself, in the guardian.
+        arguments: its one argument: plain data (str, bytes, numbers, None, and tuples,
+            lists and dicts of them). They may hold secrets: they go by a private socket.
+    """
+
+    release: Callable[[Mapping[str, Any]], None]
+    arguments: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Membership:
     """The nodes that make up a store.
 
@@ -137,10 +152,13 @@ class Contender(ABC):
     Attributes:
         on_answer: set by the caller, if at all: to be called in `campaign` each
             time that the store has answered and the wait for the lead goes on.
+        on_new_plan: likewise: to be called when `release_plan` would say something else than
+            before, while our entry leads.
         candidate_id: set by the caller; by it a leader may name who is next. May repeat.
     """
 
     on_answer: Callable[[], None] | None = None
+    on_new_plan: Callable[[], None] | None = None
     candidate_id: str = ""
 
     @abstractmethod
@@ -177,6 +195,13 @@ class Contender(ABC):
         Raises:
             StoreUnavailable: the outcome is unknown; call again.
         """
+
+    def release_plan(self) -> ReleasePlan | None:
+        """How to release our leading entry when this process is dead; None: that needs nothing.
+
+        Asked of a `guarded_contender`, whenever it has won, and after `on_new_plan`.
+        """
+        return None
 
     async def find_successor(self, name: str) -> None:
         """Return if a contender of that name, other than ours, is known to wait for the key.
@@ -319,6 +344,20 @@ class Backend(ABC):
 
         self._need(Capability.KV, Capability.CAS, Capability.TTL, Capability.WATCH)
         return CompareAndSwapContender(self, key, value, ttl)
+
+    def guarded_contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        """As `contender`, one whose entry a guardian can release when this process is dead.
+
+        It shares no session with others than such: who asked for no guardian may have
+        work outside of this process, and keeps the ttl.
+
+        Raises:
+            NotSupported: that cannot be, with this store or these settings of it.
+        """
+        raise NotSupported(
+            f"the backend {self.address.scheme!r} has no release for the guardian: after a crash "
+            "the key lapses by its ttl"
+        )
 
     def observe(self, key: str) -> AsyncGenerator[Entry | None, None]:
         """Who leads at `key`: the present state first, then each later one; None: nobody.

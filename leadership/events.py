@@ -122,6 +122,13 @@ class LeaseRenewed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Unguarded(Event):
+    """A guardian was wanted, and there is none: after a crash the key lapses by its ttl."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class NestedElection(Event):
     """Two elections' keys contain each other, which this backend does not support well."""
 
@@ -197,6 +204,7 @@ _LEVELS: dict[type[Event], int] = {
     StoreTrouble: logging.WARNING,
     TtlGranted: logging.WARNING,
     NestedElection: logging.WARNING,
+    Unguarded: logging.WARNING,
     EventsDropped: logging.WARNING,
     PeerAlarm: logging.ERROR,
     PeerExposed: logging.WARNING,
