@@ -142,6 +142,7 @@ class Guardian:
         self._plans: dict[int, Plan] = {}
         self._work: Work | None = None
         self._until: float | None = None
+        self._told_overdue = False
         self._dismissed = False
         self._wake: int | None = None
         self._cut_at: float | None = None
@@ -190,7 +191,7 @@ class Guardian:
             case ("forget", number):
                 self._plans.pop(number, None)
             case ("start", until):
-                self._until = until
+                self._until, self._told_overdue = until, False
                 self._start(descriptors)
             case ("until", until):
                 self._until = until
@@ -228,13 +229,18 @@ class Guardian:
         if self._wake is not None:
             _drain(self._wake)
         status = work.reap()
-        if status is not None:
-            self._channel.send("ended", status)
         if work.gone:
             self._work = None
             work.close()
+        # In one message, so that a command that left nothing is not taken for one that did.
+        if status is not None:
+            self._channel.send("ended", status, work.gone)
+        elif work.gone:
             self._channel.send("gone")
-        elif self._until is not None and self._clock() >= self._until:
+        if self._work is not None and self._until is not None and self._clock() >= self._until:
+            if not self._told_overdue:
+                self._told_overdue = True
+                self._channel.send("overdue")
             work.kill()
 
     # --- after the leader's death ---

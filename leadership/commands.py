@@ -9,9 +9,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,9 @@ from .errors import (
 )
 from .reporting import Reporter, printable
 from .signals import telling_signals
+
+if TYPE_CHECKING:
+    from .guardian import Guardian
 
 NONE_KNOWN = 1
 """The exit status of `leadership leader` when there is none."""
@@ -136,6 +139,13 @@ def run(
             show_default=False,
         ),
     ] = None,
+    guarded: Annotated[
+        bool,
+        typer.Option(
+            "--guardian/--no-guardian",
+            help="Have a small process end CMD and release the key when we are dead.",
+        ),
+    ] = True,
     connect_timeout: ConnectTimeout = 10.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Report on stderr as JSON, one object a line.")
@@ -153,30 +163,49 @@ def run(
     is over (an operator deleted the entry) another may lead already: SIGKILL
     follows SIGTERM within half a second.
 
+    With the guardian (Linux) CMD is all that descends from it, in whatever
+    session. When we are killed, or stand still until the deadline, the
+    guardian kills all that; after our death it then releases the key, so that
+    another leads without waiting for the ttl.
+
     After a loss we contend again. When CMD ends by itself we resign and exit
     with its status.
     """
     if sys.platform == "win32":
         raise ConfigurationError("leadership run needs process groups: use Linux or macOS")
+    from .guardian import guardian
     from .runner import Runner, default_grace, telling
 
     reporter = Reporter(as_json)
     allowed = default_grace(ttl) if grace is None else grace
     try:
         with new_store(url, hooks=[telling(reporter)]) as store:
-            candidate = Candidate(store, key, id, ttl, value=value, grace=max(0.0, allowed))
+            candidate = Candidate(
+                store, key, id, ttl, value=value, grace=max(0.0, allowed), guardian=guarded
+            )
             if allowed < 0:
                 raise ConfigurationError(f"grace={grace!r}: give seconds from 0 to half the ttl")
+            guard = guardian() if guarded and guardian().unable is None else None
             runner = Runner(
-                candidate, command, grace=allowed, once=once, clock=store.clock, reporter=reporter
+                candidate,
+                command,
+                grace=allowed,
+                once=once,
+                clock=store.clock,
+                reporter=reporter,
+                guardian=guard,
             )
-            with nullcontext() if health is None else _serving(health, candidate, store, reporter):
+            with ExitStack() as around:
+                if health is not None:
+                    around.enter_context(_serving(health, candidate, store, reporter))
                 _connect(store, key, connect_timeout)
                 if store.core.backend.address.scheme == "memory":
                     sentence = (
                         "memory:// is shared inside one process: nobody else takes part in this"
                     )
                     reporter.say("alone", sentence)
+                if guard is not None:
+                    around.enter_context(_using(guard, store))
                 return runner.run()
     finally:
         reporter.close()
@@ -320,6 +349,17 @@ def _serving(listen: str, candidate: Candidate, store: Store, reporter: Reporter
         sentence = f"health is served at http://{server.address}/"
         reporter.say("health", sentence, address=server.address)
         yield
+
+
+@contextmanager
+def _using(guard: Guardian, store: Store) -> Iterator[None]:
+    """Keep the guardian for the time of the block."""
+    use = guard.use(store.core.unguarded)
+    try:
+        yield
+    finally:
+        with suppress(TimeoutError):
+            guard.leave(use).result(2.0)
 
 
 def _connect(store: Store, key: str, timeout: float) -> None:

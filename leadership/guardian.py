@@ -66,6 +66,11 @@ class Order:
     until: float
 
 
+def group_name() -> str:
+    """Of the control group of what is run for this process."""
+    return f"leadership-{os.getpid()}"
+
+
 Told = Callable[[tuple[Any, ...]], None]
 
 
@@ -263,7 +268,7 @@ class Guardian:
             {os.fsencode(k): os.fsencode(v) for k, v in order.environment.items()},
             # What Python opened since is closed for other programs: it was not there.
             tuple(number for number in range(3) if _is_handed_on(number)),
-            f"leadership-{self.pid}",
+            group_name(),
         )
         written = os.memfd_create("leadership-order")
         descriptors = [written]
