@@ -50,7 +50,7 @@ class Election:
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def contender(
-        self, key: str, value: bytes, ttl: float, own_session: bool, guarded: bool
+        self, key: str, value: bytes, ttl: float, own_session: bool, guarded: bool = False
     ) -> EtcdContender:
         if key not in self._keys:
             self._warn_if_nested(key)

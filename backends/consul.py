@@ -150,7 +150,10 @@ class ConsulBackend(Backend):
     # --- elections ---
 
     def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
-        return self._election.contender(key, value, ttl, own_session)
+        return self._election.contender(key, value, ttl, own_session, guarded=False)
+
+    def guarded_contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        return self._election.contender(key, value, ttl, own_session, guarded=True)
 
     async def observe(self, key: str) -> AsyncGenerator[Entry | None, None]:
         told: Entry | None = None

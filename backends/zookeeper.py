@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import ssl
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -25,11 +25,13 @@ from kazoo.exceptions import (
 )
 from kazoo.security import CREATOR_ALL_ACL, OPEN_ACL_UNSAFE, READ_ACL_UNSAFE
 
+from .._guardian_wire import tls
 from ..backend import Address, Backend, Capability, Contender, Context, Entry, KVPair, Pairs
 from ..errors import (
     ConfigurationError,
     KeyExists,
     KeyModified,
+    NotSupported,
     SessionLost,
     StoreError,
     StoreUnavailable,
@@ -113,6 +115,7 @@ class ZooKeeperBackend(Backend):
             root=root,
             acl=_ACLS[acl],
             tls=_tls(options),
+            tls_files=_tls_files(options),
             auth_data=(("digest", credentials),) if has_digest else (),
             sasl_options=_sasl(options),
         )
@@ -286,7 +289,16 @@ class ZooKeeperBackend(Backend):
 
     def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
         self._path(key)
-        return self._election.contender(key, value, ttl, own_session)
+        return self._election.contender(key, value, ttl, own_session, guarded=False)
+
+    def guarded_contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        if self._settings.sasl_options is not None:
+            raise NotSupported(
+                "the guardian does not speak SASL to ZooKeeper: give user and password without "
+                "sasl, or a client certificate, or do without a guardian"
+            )
+        self._path(key)
+        return self._election.contender(key, value, ttl, own_session, guarded=True)
 
     async def observe(self, key: str) -> AsyncGenerator[Entry | None, None]:
         path = self._path(key)
@@ -399,6 +411,12 @@ def _checked_options(address: Address) -> _Options:
     if not options.sessions.strip("/"):
         raise ConfigurationError("sessions is a path such as 'leadership-sessions'")
     return options
+
+
+def _tls_files(options: _Options) -> Mapping[str, str | None] | None:
+    if not (options.tls or any((options.ca, options.cert, options.key))):
+        return None
+    return tls(options.ca, options.cert, options.key)
 
 
 def _tls(options: _Options) -> ssl.SSLContext | None:

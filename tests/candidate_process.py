@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import queue
 import signal
@@ -92,16 +91,13 @@ def _forked() -> int:
 
 
 def _close_what_is_the_guardians() -> None:
-    """As daemonizing code does to all that is open; then the number is another file's."""
+    """As daemonizing code does to all that is open."""
     process = guardian()._process
     assert process is not None
-    with open(os.devnull) as other:
-        os.dup2(other.fileno(), process._socket.fileno())
+    os.close(process._socket.fileno())
 
 
 def main() -> None:
-    # What it has to say it says on stdout.
-    logging.getLogger("leadership").addHandler(logging.NullHandler())
     url, key, name, ttl = sys.argv[1:5]
     store = new_store(url, hooks=[_hook])
     candidate = Candidate(store, key, name, ttl=float(ttl), guardian="guardian" in sys.argv[5:])

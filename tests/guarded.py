@@ -29,7 +29,12 @@ class Contest:
 
     def start(self, number: int, **environment: str) -> CandidateProcess:
         made = CandidateProcess(
-            self._addresses[number], self.key, str(number), self.ttl, True, **environment
+            self._addresses[number],
+            self.key,
+            str(number),
+            self.ttl,
+            guardian=True,
+            **environment,
         )
         self.candidates[number] = self._open.enter_context(made)
         return made
