@@ -4,7 +4,7 @@
 
 Of three processes in one election the leader gets SIGKILL, and what is
 measured is the time until another says True, on CLOCK_BOOTTIME, with a ttl of
-15 s (peers: 5 s): nothing of it is the ttl's. The floor is what a leader takes
+15 s (peers: 2 s): nothing of it is the ttl's. The floor is what a leader takes
 that resigns. Then: how long a guardian takes to start, and its memory.
 """
 
@@ -21,10 +21,21 @@ from pathlib import Path
 
 from leadership.clock import SystemClock
 from leadership.guardian import Guardian
-from tests.guarded import Contest, EtcdContest, PeersContest
+from tests.guarded import (
+    ConsulContest,
+    Contest,
+    EtcdContest,
+    PeersContest,
+    ZooKeeperContest,
+)
+from tests.servers.consul import ConsulServer
 from tests.servers.etcd import EtcdServer
+from tests.servers.zookeeper import ZooKeeperServer
 
 CLOCK = SystemClock()
+TTL = 15.0
+# A node that was restarted is silent for as long.
+PEERS_TTL = 2.0
 BAR = "p99 under 150 ms"
 
 
@@ -103,9 +114,13 @@ def main() -> None:
     write("".join(f"{each:>11}" for each in ("median", "p95", "p99", "max")) + "  bar\n")
     with contextlib.ExitStack() as servers:
         etcd = servers.enter_context(EtcdServer(fast=False))
+        consul = servers.enter_context(ConsulServer(fast=False))
+        zookeeper = servers.enter_context(ZooKeeperServer(fast=False))
         contests: dict[str, Callable[[], Contest]] = {
-            f"etcd {etcd.version}": lambda: EtcdContest(etcd, 15),
-            "peers": lambda: PeersContest(5),
+            f"etcd {etcd.version}": lambda: EtcdContest(etcd, TTL),
+            f"Consul {consul.version}": lambda: ConsulContest(consul, TTL),
+            f"ZooKeeper {zookeeper.version}": lambda: ZooKeeperContest(zookeeper, TTL),
+            "peers": lambda: PeersContest(PEERS_TTL),
         }
         for name, make in contests.items():
             for what, measure, bar in (

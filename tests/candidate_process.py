@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -98,6 +99,8 @@ def _close_what_is_the_guardians() -> None:
 
 
 def main() -> None:
+    # What it has to say it says on stdout.
+    logging.getLogger("leadership").addHandler(logging.NullHandler())
     url, key, name, ttl = sys.argv[1:5]
     store = new_store(url, hooks=[_hook])
     candidate = Candidate(store, key, name, ttl=float(ttl), guardian="guardian" in sys.argv[5:])

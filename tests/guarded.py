@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Self
 
 from .candidate_process import CandidateProcess
+from .consul_elections import places
 from .peers_cluster import PeersCluster
+from .servers.consul_client import ConsulClient
 from .servers.etcd_client import EtcdClient
+from .servers.zookeeper import ZooKeeperClient
 from .waiting import wait_until
+from .zookeeper_elections import entries
 
 READY = 30.0
 
@@ -94,6 +98,33 @@ class EtcdContest(Contest):
             return len(there) == len(self.candidates)
 
         wait_until(all_there, READY, "all entries")
+
+
+class ConsulContest(Contest):
+    """Of three candidates."""
+
+    def __init__(self, consul: ConsulClient, ttl: float) -> None:
+        super().__init__([consul.url] * 3, ttl)
+        self._consul = consul
+
+    def wait_entered(self) -> None:
+        waiting = len(self.candidates) - 1
+        wait_until(lambda: len(places(self._consul, self.key)) == waiting, READY, "all who wait")
+
+
+class ZooKeeperContest(Contest):
+    """Of three candidates."""
+
+    def __init__(self, server: ZooKeeperClient, ttl: float) -> None:
+        super().__init__([server.url] * 3, ttl)
+        self._client = self._open.enter_context(server.client())
+
+    def wait_entered(self) -> None:
+        wait_until(
+            lambda: len(entries(self._client, self.key)) == len(self.candidates),
+            READY,
+            "all entries",
+        )
 
 
 class PeersContest(Contest):
