@@ -6,12 +6,12 @@ the dead node stopped, in its name: with numbers above all that it can have used
 
 from __future__ import annotations
 
-import hmac
 import select
 from collections.abc import Mapping
 from typing import Any
 
 from leadership._guardian_wire import request
+from leadership.backends._peers_code import PREFIX, code, digest
 
 _FIRST_NUMBER = 1 << 62
 _HEAD_START = 0.03
@@ -24,8 +24,8 @@ def release(arguments: Mapping[str, Any]) -> None:
     """Tell each member that the term has ended and that it may follow, one after the other.
 
     Args:
-        arguments: `tls` (see `_guardian_wire.connect`), `path`, `prefix` of the headers, `fields`
-            of the sender, `secret` (or b""), `timeout` in seconds, `quorum`: how many
+        arguments: `tls` (see `_guardian_wire.connect`), `path`, `fields` of the
+            sender, `secret` (or b""), `timeout` in seconds, `quorum`: how many
             have to be told, and `members`: of each `address`, `incarnation` and `body`.
 
     Raises:
@@ -59,11 +59,12 @@ def _tell(arguments: Mapping[str, Any], member: Mapping[str, Any]) -> None:
             "To": member["address"],
             "To-Incarnation": incarnation,
             "Number": str(next(_numbers)),
+            "Digest": digest(member["body"]),
         }
-        prefix, path = arguments["prefix"], arguments["path"]
-        headers = {prefix + name: value for name, value in fields.items()}
+        path = arguments["path"]
+        headers = {PREFIX + name: value for name, value in fields.items()}
         if arguments["secret"]:
-            headers[prefix + "Seal"] = _code(arguments["secret"], fields, path, member["body"])
+            headers[PREFIX + "Seal"] = code(arguments["secret"], fields, path)
         answer = request(
             member["address"],
             "POST",
@@ -75,13 +76,7 @@ def _tell(arguments: Mapping[str, Any], member: Mapping[str, Any]) -> None:
         )
         if answer.status == 200:
             return
-        incarnation = answer.headers.get((prefix + "From-Incarnation").lower(), "")
+        incarnation = answer.headers.get((PREFIX + "From-Incarnation").lower(), "")
         if answer.status != 409 or not incarnation:
             break
     raise OSError(f"{member['address']} was not told")
-
-
-def _code(secret: bytes, fields: Mapping[str, str], path: str, body: bytes) -> str:
-    """As the nodes' own seals have it."""
-    head = "\n".join([path, *(f"{name}={value}" for name, value in fields.items())])
-    return hmac.digest(secret, head.encode() + b"\n\n" + body, "sha256").hex()

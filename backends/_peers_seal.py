@@ -19,12 +19,12 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from ._peers_code import PREFIX, code, digest
 from ._quorum_messages import Ticket
 
 WIRE_VERSION = 1
 KNOWN_VERSIONS = frozenset({WIRE_VERSION})
 
-_PREFIX = "Leadership-"
 _WINDOW = 4096
 _INCARNATIONS = 4
 """How many incarnations of one sender are told apart, so that an old one's are not new again."""
@@ -60,7 +60,7 @@ class Sealed:
         Raises:
             Refused: it is another.
         """
-        if not hmac.compare_digest(self.digest.encode(), _digest(body).encode()):
+        if not hmac.compare_digest(self.digest.encode(), digest(body).encode()):
             raise Refused("its content is not the one that was sealed")
 
 
@@ -110,7 +110,7 @@ class Seals:
             "From-Incarnation": str(self.own.incarnation),
         }
         secret = self._secrets[0] if self._secrets else b""
-        return {"fields": fields, "prefix": _PREFIX, "secret": secret}
+        return {"fields": fields, "secret": secret}
 
     # --- requests ---
 
@@ -124,7 +124,7 @@ class Seals:
             "To": to.address,
             "To-Incarnation": str(to.incarnation),
             "Number": str(self._number),
-            "Digest": _digest(body),
+            "Digest": digest(body),
         }
         return self._sealed(fields, path), self._number
 
@@ -186,7 +186,7 @@ class Seals:
             "To": _header(to, "From"),
             "To-Incarnation": _header(to, "From-Incarnation"),
             "Answers": _header(to, "Number"),
-            "Digest": _digest(body),
+            "Digest": digest(body),
         }
         return self._sealed(fields, path)
 
@@ -228,9 +228,9 @@ class Seals:
     # --- the code ---
 
     def _sealed(self, fields: dict[str, str], path: str) -> dict[str, str]:
-        headers = {_PREFIX + name: value for name, value in fields.items()}
+        headers = {PREFIX + name: value for name, value in fields.items()}
         if self._secrets:
-            headers[_PREFIX + "Seal"] = _code(self._secrets[0], fields, path)
+            headers[PREFIX + "Seal"] = code(self._secrets[0], fields, path)
         return headers
 
     def _check(self, fields: Mapping[str, str], headers: Mapping[str, str], path: str) -> None:
@@ -238,7 +238,7 @@ class Seals:
             given = _header(headers, "Seal").encode()
             # All are compared, in constant time: how long it takes tells nothing.
             fits = [
-                hmac.compare_digest(_code(secret, fields, path).encode(), given)
+                hmac.compare_digest(code(secret, fields, path).encode(), given)
                 for secret in self._secrets
             ]
             if not any(fits):
@@ -251,30 +251,20 @@ _REQUEST = ("Wire", "From", "From-Incarnation", "To", "To-Incarnation", "Number"
 _ANSWER = ("Wire", "From", "From-Incarnation", "To", "To-Incarnation", "Answers", "Digest")
 
 
-def _digest(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
-
-
-def _code(secret: bytes, fields: Mapping[str, str], path: str) -> str:
-    parts = [path, *(f"{name}={value}" for name, value in fields.items())]
-    # Header values hold no line break, so no two sets of fields read alike.
-    return hmac.new(secret, "\n".join(parts).encode(), hashlib.sha256).hexdigest()
-
-
 def _ticket_code(secret: bytes, ticket: Ticket) -> str:
     content = msgspec.json.encode(replace(ticket, seal=""))
     return hmac.new(secret, b"ticket\n" + content, hashlib.sha256).hexdigest()
 
 
 def _header(headers: Mapping[str, str], name: str) -> str:
-    return headers.get(_PREFIX + name, "")
+    return headers.get(PREFIX + name, "")
 
 
 def _fields(headers: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
     fields = {name: _header(headers, name) for name in names}
     missing = [name for name, value in fields.items() if not value]
     if missing:
-        raise Refused(f"the header {_PREFIX}{missing[0]} is missing")
+        raise Refused(f"the header {PREFIX}{missing[0]} is missing")
     return fields
 
 
