@@ -26,6 +26,7 @@ from ._quorum_messages import (
     Owner,
     PreVote,
     PreVoteAnswer,
+    Release,
     Ticket,
     Vote,
     VoteAnswer,
@@ -192,13 +193,17 @@ class Candidacy:
         self._attempt_at = now + self._delay()
         self._commons.releases.add(ticket, contender.ttl, now, told=True, contender=named)
 
-    def tickets(self, uid: str) -> list[Ticket]:
+    def releases(self, uid: str) -> list[Release]:
         """What would end this contender's term: for each other member one that names it."""
-        if not self.leads(uid):
-            return []
         mail = self._commons.mail
         others = [receiver for receiver in mail.receivers() if receiver != mail.id]
-        return [self._ticket(other, mail.peer(other).incarnation) for other in others]
+        if not self.leads(uid) or not others:
+            return []
+        number = mail.next_number()
+        return [
+            Release(mail.header(other, number), self._ticket(other, mail.peer(other).incarnation))
+            for other in others
+        ]
 
     def proclaim(self, uid: str, value: bytes) -> bool:
         """Change the value; whether this contender is there."""

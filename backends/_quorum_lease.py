@@ -352,12 +352,14 @@ class QuorumLease:
         self._schedule(candidacy)
         return self._finish(now)
 
+    def runs(self) -> tuple[str, ...]:
+        """The configuration, and which run of each other member answered last."""
+        return self.configuration, *self._mail.runs()
+
     def releases(self, key: str, uid: str) -> list[Release]:
         """What to tell the others when this node has died while the contender led."""
-        candidacy, mail = self._candidacies.get(key), self._mail
-        tickets = [] if candidacy is None else candidacy.tickets(uid)
-        number = mail.next_number()
-        return [Release(mail.header(each.successor, number), each) for each in tickets]
+        candidacy = self._candidacies.get(key)
+        return [] if candidacy is None else candidacy.releases(uid)
 
     def proclaim(self, key: str, uid: str, value: bytes, now: float) -> list[Effect]:
         """Change the contender's value, for this term and for later ones.

@@ -286,6 +286,7 @@ class PeersContender(Contender):
         self._value = value
         self._ttl = ttl
         self._driver: Driver | None = None
+        self._planned_for: tuple[str, ...] = ()
         self._lease: Lease | None = None
         self._lost: Callable[[str], None] | None = None
         self._won: asyncio.Future[Claim] | None = None
@@ -344,6 +345,13 @@ class PeersContender(Contender):
     def renewed(self, effect: Renewed) -> None:
         if self._lease is not None:
             self._lease.extend(effect.valid_until)
+        # A node that was restarted, or a change of members, makes another plan of it.
+        if (
+            self.on_new_plan is not None
+            and self._driver is not None
+            and self._driver.node.runs() != self._planned_for
+        ):
+            self.on_new_plan()
 
     def lost(self, effect: Lost) -> None:
         self._entered = self._leading = False
@@ -428,7 +436,10 @@ class PeersContender(Contender):
 
     def release_plan(self) -> ReleasePlan | None:
         driver = self._driver
-        return None if driver is None else driver.release_plan(self._key, self._uid)
+        if driver is None:
+            return None
+        self._planned_for = driver.node.runs()
+        return driver.release_plan(self._key, self._uid)
 
     async def close(self) -> None:
         driver = self._driver

@@ -152,10 +152,13 @@ class Contender(ABC):
     Attributes:
         on_answer: set by the caller, if at all: to be called in `campaign` each
             time that the store has answered and the wait for the lead goes on.
+        on_new_plan: likewise: to be called when `release_plan` would say something else than
+            before, while our entry leads.
         candidate_id: set by the caller; by it a leader may name who is next. May repeat.
     """
 
     on_answer: Callable[[], None] | None = None
+    on_new_plan: Callable[[], None] | None = None
     candidate_id: str = ""
 
     @abstractmethod
@@ -196,7 +199,7 @@ class Contender(ABC):
     def release_plan(self) -> ReleasePlan | None:
         """How to release our leading entry when this process is dead; None: that needs nothing.
 
-        Asked of a `guarded_contender`, whenever it has won.
+        Asked of a `guarded_contender`, whenever it has won, and after `on_new_plan`.
         """
         return None
 

@@ -204,11 +204,15 @@ class Guardian:
         done.set_result(None)
         return done
 
-    def guard(self, plan: ReleasePlan, seconds: float) -> int:
+    def guard(self, plan: ReleasePlan, seconds: float, former: int | None = None) -> int:
         """Have this carried out when this process is dead, until `forget`.
 
         Args:
             seconds: after our death, in which it lapses by itself.
+            former: what this one takes the place of.
+
+        Returns:
+            what `forget` takes.
         """
         function: Any = plan.release
         message = marshal.dumps(
@@ -221,7 +225,7 @@ class Guardian:
             )
         )
         with self._changed:
-            number = next(self._numbers)
+            number = next(self._numbers) if former is None else former
             self._plans[number] = message
             self._post(("guard", number, *marshal.loads(message)))
         return number

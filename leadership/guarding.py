@@ -26,6 +26,7 @@ class Guarding:
         self._guardian: Guardian | None = None
         self._use = 0
         self._plan: int | None = None
+        self._contender: Contender | None = None
 
     def contender(self) -> Contender:
         """The run's contender, and the guardian's start, if there is to be one."""
@@ -50,14 +51,19 @@ class Guarding:
 
     def begin(self, contender: Contender) -> None:
         """It leads: what it takes to release that goes to the guardian."""
-        if self._guardian is None:
-            return
-        plan = contender.release_plan()
-        if plan is not None:
-            self._plan = self._guardian.guard(plan, self._wish.ttl + _IN_DOUBT)
+        self._contender = contender
+        contender.on_new_plan = lambda: self._tell(contender)
+        self._tell(contender)
+
+    def _tell(self, contender: Contender) -> None:
+        plan = None if self._guardian is None else contender.release_plan()
+        if self._guardian is not None and plan is not None:
+            self._plan = self._guardian.guard(plan, self._wish.ttl + _IN_DOUBT, self._plan)
 
     def end(self) -> None:
         """Released, or left to lapse."""
+        if self._contender is not None:
+            self._contender.on_new_plan = None
         if self._guardian is not None and self._plan is not None:
             self._guardian.forget(self._plan)
             self._plan = None
