@@ -31,8 +31,8 @@ from ._peers_knowledge import LEADER, Knowledge
 from ._peers_legacy import WHO, Legacy
 from ._peers_members import MEMBERS, MemberList, is_member
 from ._peers_operator import Operator
+from ._peers_plan import plan_of
 from ._peers_post import MESSAGES, UNREADABLE, Post, report
-from ._peers_release import release
 from ._peers_seal import Node, OtherIncarnation, Refused, Seals
 from ._peers_settings import Settings
 from ._peers_state import StateDirectory, StateUnwritableError
@@ -322,28 +322,8 @@ class Driver:
 
     def release_plan(self, key: str, uid: str) -> ReleasePlan | None:
         """How another process tells the others that this one is dead, and its term over."""
-        settings = self._settings
-        members = [
-            {
-                "address": each.header.receiver,
-                "incarnation": str(self._post.incarnation(each.header.receiver)),
-                "body": _encode(
-                    [msgspec.structs.replace(each, ticket=self._seals.ticket(each.ticket))]
-                ),
-            }
-            for each in self.node.releases(key, uid)
-        ]
-        if not members:
-            return None
-        arguments = {
-            **self._seals.sender(),
-            "path": MESSAGES,
-            "members": members,
-            "quorum": (len(members) + 1) // 2,
-            "tls": settings.tls_files,
-            "timeout": settings.timing.vote_window,
-        }
-        return ReleasePlan(release, arguments)
+        releases = self.node.releases(key, uid)
+        return plan_of(releases, self._seals, self._post, self._settings) if releases else None
 
     async def settle(self) -> None:
         """Until who can be reached has been told of what was decided."""
