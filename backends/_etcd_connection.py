@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -131,14 +130,13 @@ class Connection:
     def way(self) -> Mapping[str, Any]:
         """What another process needs to reach the same servers, as plain data; with secrets."""
         secrets = self._credentials
-        login = {"name": secrets.user, "password": secrets.password or ""}
         at = self._at % len(self._endpoints)
         return {
             # First the one that is known to answer.
             "endpoints": [*self._endpoints[at:], *self._endpoints[:at]],
             "tls": tls(secrets.ca, secrets.certificate, secrets.key) if secrets.tls else None,
             "token": self._token or "",
-            "login": "" if secrets.user is None else json.dumps(login),
+            "login": None if secrets.user is None else (secrets.user, secrets.password or ""),
         }
 
     # --- links ---

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from leadership._guardian_wire import connect
+from leadership._guardian_wire import connect, exactly
 
 _TIMEOUT = 1.0
 _LONGEST = 1 << 16
@@ -65,17 +65,7 @@ def _send(connection: socket.socket, message: bytes) -> None:
 
 
 def _receive(connection: socket.socket) -> bytes:
-    (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size))
+    (length,) = _LENGTH.unpack(exactly(connection, _LENGTH.size))
     if not _ATTACHED.size <= length <= _LONGEST:
         raise OSError("this does not look like ZooKeeper's answer")
-    return _exactly(connection, length)
-
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    received = b""
-    while len(received) < size:
-        part = connection.recv(size - len(received))
-        if not part:
-            raise OSError("the connection was closed before the answer")
-        received += part
-    return received
+    return exactly(connection, length)

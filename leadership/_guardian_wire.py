@@ -1,5 +1,6 @@
-"""One HTTP request over a socket, for what runs in the guardian: the standard library's own
-client would be half of that process.
+"""Sockets and plain HTTP for what runs in the guardian.
+
+The standard library's own client would be half of that process.
 
 Beside `_guardian`; what releases a store's key may import it, and nothing else of ours.
 """
@@ -31,9 +32,16 @@ def tls(
 
 
 def connect(
-    address: str, secured: Mapping[str, str | None] | None, timeout: float
+    address: str,
+    secured: Mapping[str, str | None] | None,
+    timeout: float,
+    protocol: str | None = None,
 ) -> socket.socket:
     """A connection to `host:port` or `[v6]:port`; `timeout` is for each step on it, in seconds.
+
+    Args:
+        secured: what `tls` gave, or None for none.
+        protocol: to agree on, with TLS; None: whatever the server's default is.
 
     Raises:
         OSError: there is none.
@@ -50,10 +58,27 @@ def connect(
         context = ssl.create_default_context(cafile=secured["ca"])
         if secured["certificate"] is not None:
             context.load_cert_chain(secured["certificate"], secured["key"])
+        if protocol is not None:
+            context.set_alpn_protocols([protocol])
         return context.wrap_socket(plain, server_hostname=host)
     except BaseException:
         plain.close()
         raise
+
+
+def exactly(connection: socket.socket, size: int) -> bytes:
+    """The next so many bytes.
+
+    Raises:
+        OSError: they did not come.
+    """
+    received = b""
+    while len(received) < size:
+        part = connection.recv(size - len(received))
+        if not part:
+            raise OSError("the connection was closed before the answer")
+        received += part
+    return received
 
 
 def request(
