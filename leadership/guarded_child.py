@@ -46,7 +46,7 @@ class GuardedChild:
         until: float,
     ) -> None:
         self._guardian = guardian
-        self._until = until
+        self.until = until
         self._changed = threading.Condition()
         self._serials = itertools.count(1)
         self._answers: dict[int, bool] = {}
@@ -98,8 +98,8 @@ class GuardedChild:
 
     def extend(self, until: float) -> None:
         """Let the command live until then."""
-        if until != self._until:
-            self._until = until
+        if until != self.until:
+            self.until = until
             self._guardian.tell("until", until)
 
     def wait(self) -> int:

@@ -43,6 +43,8 @@ LOST = 3
 # wake-up the guard looks at the right one no later than this.
 _LONGEST_NAP = 0.25
 
+# Of our own margin: where we are awake, we kill before the guardian does.
+_EARLIER = 0.8
 _GUARDIAN_START = 5.0
 """Seconds for a guardian to start."""
 
@@ -209,7 +211,8 @@ class Runner:
         how = f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
         if isinstance(job.child, GuardedChild) and job.child.overdue:
             sentence = "the guardian killed the command, whose time was over"
-            self._say("killed", sentence, at=self._clock.now())
+            until = job.child.until + _EARLIER * self._margin
+            self._say("killed", sentence, valid_until=until, at=self._clock.now())
         self._say("ended", f"the command {how}", status=shown, at=self._clock.now())
         if self._asked:
             return False
@@ -246,7 +249,7 @@ class Runner:
 
     def _last_moment(self, term: Term) -> float:
         """When the guardian kills: where we can, we do it before."""
-        return term.valid_until - 0.8 * self._margin
+        return term.valid_until - _EARLIER * self._margin
 
     def _environment(self, term: Term) -> dict[str, str]:
         return {
