@@ -70,8 +70,10 @@ class Channel:
                 )
             except BlockingIOError:
                 return
-            except ConnectionError:
-                data, extra = b"", []
+            except ConnectionResetError:
+                # The other end was closed before it had read all; said once, and before
+                # what it had sent.
+                continue
             if not data:
                 self.ended = True
                 return
