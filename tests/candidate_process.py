@@ -92,10 +92,11 @@ def _forked() -> int:
 
 
 def _close_what_is_the_guardians() -> None:
-    """As daemonizing code does to all that is open."""
+    """As daemonizing code does to all that is open; then the number is another file's."""
     process = guardian()._process
     assert process is not None
-    os.close(process._socket.fileno())
+    with open(os.devnull) as other:
+        os.dup2(other.fileno(), process._socket.fileno())
 
 
 def main() -> None:

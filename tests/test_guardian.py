@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,9 +156,12 @@ def test_a_forked_child_may_go_on_with_the_work_so_nothing_is_released_before_it
         child = leader.wait("forked")["pid"]
         other_leader, other_others = yardstick.start_all()
         leader.kill()
-        other_leader.kill()
-        # As long as this takes without a child, and it was begun later.
-        yardstick.next_leader(other_others)
+        # Twice as long as this takes without a child, and it is begun later.
+        for _ in range(2):
+            other_leader.kill()
+            other_leader, _ = yardstick.next_leader(other_others)
+            other_others.remove(other_leader)
+            other_leader.guardian()
         before = CLOCK.now()
         assert not any(each.leads() for each in others)
         os.kill(child, signal.SIGKILL)
@@ -277,6 +282,36 @@ def test_it_loads_little() -> None:
         check=True,
     )
     assert done.stdout == "['typing']\n"
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(name, marks=pytest.mark.backend(name))
+        for name in ("etcd", "consul", "zookeeper")
+    ],
+)
+def test_who_wants_no_guardian_shares_no_session_that_one_ends(
+    request: pytest.FixtureRequest, backend: str
+) -> None:
+    """The default is none, and such a leader's work may go on outside of its process."""
+
+    def session_of(candidate: Candidate) -> object:
+        assert candidate._candidacy is not None
+        contender: Any = candidate._candidacy._contender
+        return contender._session
+
+    with new_store(request.getfixturevalue(backend).url) as store:
+        keys = [f"guardian/{uuid.uuid4().hex}" for _ in range(3)]
+        candidates = [
+            Candidate(store, key, "a", 60, guardian=guarded)
+            for key, guarded in zip(keys, (True, False, True), strict=True)
+        ]
+        for each in candidates:
+            each.campaign(READY)
+        first, second, third = map(session_of, candidates)
+        assert first is third
+        assert first is not second
 
 
 @pytest.mark.backend("memory")
