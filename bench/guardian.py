@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import os
 import platform
+import signal
 import statistics
 import sys
 from collections.abc import Callable
@@ -21,12 +22,15 @@ from pathlib import Path
 
 from leadership.clock import SystemClock
 from leadership.guardian import Guardian
+from tests.candidate_process import CandidateProcess
+from tests.command import Command
 from tests.guarded import (
     ConsulContest,
     Contest,
     EtcdContest,
     PeersContest,
     ZooKeeperContest,
+    is_running,
 )
 from tests.servers.consul import ConsulServer
 from tests.servers.etcd import EtcdServer
@@ -72,6 +76,28 @@ def resigned(contest: Contest, trials: int) -> list[float]:
             following,
             [each for each in contest.candidates.values() if each is not following],
         )
+    return times
+
+
+def killed_runner(contest: Contest, trials: int) -> list[float]:
+    """As `killed`, of `leadership run`, whose command is dead before the other's True."""
+    times = []
+    for _ in range(trials):
+        with Command(
+            *("run", "--json", "--store", contest._addresses[0], "--key", contest.key),
+            *("--id", "runner", "--ttl", str(contest.ttl), "--", "sleep", "1000"),
+        ) as runner:
+            pid = runner.wait_for("started")["pid"]
+            with CandidateProcess(
+                contest._addresses[0], contest.key, "other", contest.ttl
+            ) as other:
+                other.wait("standing", leader=False)
+                contest.candidates = {0: other, 1: other}
+                contest.wait_entered()
+                at = CLOCK.now()
+                runner.send(signal.SIGKILL)
+                times.append(other.wait("standing", leader=True)["at"] - at)
+                assert not is_running(pid)
     return times
 
 
@@ -130,6 +156,9 @@ def main() -> None:
                 with make() as contest:
                     write(row(f"{name}: {what}", measure(contest, wanted.kill), bar) + "\n")
                     sys.stdout.flush()
+        with EtcdContest(etcd, TTL) as contest:
+            times = killed_runner(contest, wanted.kill)
+            write(row("etcd: SIGKILL of leadership run", times, BAR) + "\n")
     times, sizes = started(wanted.start)
     write(row("start until ready", times, "-") + "\n")
     write(row("memory of its own, MiB", sizes, "-", unit=1) + "\n")
