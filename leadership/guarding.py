@@ -51,6 +51,8 @@ class Guarding:
 
     def begin(self, contender: Contender) -> None:
         """It leads: what it takes to release that goes to the guardian."""
+        if self._guardian is None:
+            return
         self._contender = contender
         contender.on_new_plan = lambda: self._tell(contender)
         self._tell(contender)
