@@ -36,8 +36,6 @@ def plan_of(
         **seals.sender(),
         "path": MESSAGES,
         "members": members,
-        # With its vote, who follows tells those that were not reached.
-        "quorum": (len(members) + 1) // 2,
         "tls": settings.tls_files,
         "timeout": settings.timing.vote_window,
     }

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from leadership._guardian import Channel, Guardian
-from leadership.backends import _etcd_release, _zookeeper_release
+from leadership.backends import _etcd_release, _peers_release, _zookeeper_release
+from leadership.backends._peers_code import code, digest
 from leadership.store import Store
 
 from .conftest import MakeEtcd
@@ -273,3 +274,86 @@ def test_a_zookeeper_session_that_has_expired_needs_no_more(zookeeper: ZooKeeper
             "timeout": 4.0,
         }
     )
+
+
+class Member:
+    """A node that answers as it is told to, one request after the other."""
+
+    def __init__(self, *answers: str) -> None:
+        self.asked: list[bytes] = []
+        self._answers = answers
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        for answer in self._answers:
+            connection, _ = self._socket.accept()
+            with connection:
+                self.asked.append(connection.recv(65536))
+                connection.sendall(answer.encode())
+
+    def close(self) -> None:
+        self._thread.join(20)
+        self._socket.close()
+        assert not self._thread.is_alive(), "it was asked less often than it should"
+
+
+DONE = "HTTP/1.0 200 OK\r\n\r\n[]"
+DROPPED = ""
+RESTARTED = "HTTP/1.0 409 Conflict\r\nLeadership-From-Incarnation: 77\r\n\r\n[]"
+
+
+class TestPeers:
+    """What is told to nodes that do not answer as they should."""
+
+    SECRET = b"for the tests only"
+
+    def arguments(self, *members: Member) -> dict[str, Any]:
+        return {
+            "fields": {"Wire": "1", "From": "dead:1", "From-Incarnation": "5"},
+            "secret": self.SECRET,
+            "path": "/leadership/messages",
+            "members": [
+                {"address": each.address, "incarnation": "6", "body": each.address.encode()}
+                for each in members
+            ],
+            "tls": None,
+            "timeout": 20.0,
+        }
+
+    def test_one_that_was_not_told_is_told_again_and_nobody_else(self) -> None:
+        """Its promise to the dead may be the one that the next leader lacks."""
+        first, second = Member(DONE), Member(DROPPED, DONE)
+        arguments = self.arguments(first, second)
+        with pytest.raises(OSError, match="HTTP"):
+            _peers_release.release(arguments)
+        _peers_release.release(arguments)
+        first.close()
+        second.close()
+        assert (len(first.asked), len(second.asked)) == (1, 2)
+
+    def test_one_that_was_restarted_is_told_by_the_name_of_its_new_run(self) -> None:
+        member = Member(RESTARTED, DONE)
+        _peers_release.release(self.arguments(member))
+        member.close()
+        runs = [field(asked, "To-Incarnation") for asked in member.asked]
+        assert runs == ["6", "77"]
+        first, second = (int(field(asked, "Number")) for asked in member.asked)
+        assert first < second
+
+    def test_what_it_says_is_sealed(self) -> None:
+        member = Member(DONE)
+        _peers_release.release(self.arguments(member))
+        member.close()
+        (asked,) = member.asked
+        names = ("Wire", "From", "From-Incarnation", "To", "To-Incarnation", "Number", "Digest")
+        fields = {name: field(asked, name) for name in names}
+        assert fields["Digest"] == digest(member.address.encode())
+        assert field(asked, "Seal") == code(self.SECRET, fields, "/leadership/messages")
+
+
+def field(request: bytes, name: str) -> str:
+    lines = request.decode().split("\r\n")
+    return next(line.partition(": ")[2] for line in lines if line.startswith(f"Leadership-{name}:"))
