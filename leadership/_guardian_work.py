@@ -48,7 +48,9 @@ class Cgroup:
     def make(cls, name: str) -> Cgroup | None:
         """One below our own, where we may; else None."""
         try:
-            folder = f"{_own_cgroup()}/{name}"
+            own = _own_cgroup()
+            _remove_left_over(own)
+            folder = f"{own}/{name}"
             os.makedirs(folder, exist_ok=True)
             if os.path.exists(f"{folder}/cgroup.kill"):
                 return cls(folder)
@@ -82,6 +84,16 @@ class Cgroup:
                 os.write(descriptor, content)
             finally:
                 os.close(descriptor)
+
+
+def _remove_left_over(folder: str) -> None:
+    """The groups of those who died together with their guardian."""
+    for name in os.listdir(folder):
+        prefix, _, pid = name.rpartition("-")
+        if prefix == "leadership" and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            # One in which something lives is not removed.
+            with contextlib.suppress(OSError):
+                os.rmdir(f"{folder}/{name}")
 
 
 def _own_cgroup() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from leadership import Candidate, Store, new_store
+from leadership._guardian_work import Cgroup
 from leadership.clock import SystemClock
 
 from .command import PATIENCE, Command
@@ -236,11 +238,16 @@ def test_ctrl_c_reaches_the_runner_alone(etcd: EtcdClient, key: str, log: Log) -
         assert not is_running(guardian)
 
 
-def test_no_control_group_is_left(etcd: EtcdClient, key: str, log: Log) -> None:
+def test_no_control_group_is_left(etcd: EtcdClient, key: str) -> None:
+    # As of one who was killed together with its guardian.
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    Cgroup.make(f"leadership-{dead.pid}")
     with run(etcd, key, "--", "true") as command:
         assert command.status() == 0
         pid = command.process.pid
-    assert list(Path("/sys/fs/cgroup").glob(f"**/leadership-{pid}")) == []
+    for each in (pid, dead.pid):
+        assert list(Path("/sys/fs/cgroup").glob(f"**/leadership-{each}")) == []
 
 
 def test_without_a_guardian_there_is_none(etcd: EtcdClient, key: str) -> None:
