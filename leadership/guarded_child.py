@@ -97,8 +97,8 @@ class GuardedChild:
         return permitted is not False
 
     def extend(self, until: float) -> None:
-        """Let the command live until then."""
-        if until != self.until:
+        """Let the command live until then, if that is later than what was said before."""
+        if until > self.until:
             self.until = until
             self._guardian.tell("until", until)
 

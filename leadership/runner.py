@@ -210,9 +210,7 @@ class Runner:
         shown = status if status >= 0 else 128 - status
         how = f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
         if isinstance(job.child, GuardedChild) and job.child.overdue:
-            sentence = "the guardian killed the command, whose time was over"
-            until = job.child.until + _EARLIER * self._margin
-            self._say("killed", sentence, valid_until=until, at=self._clock.now())
+            self._say_killed(job, "the guardian killed the command, whose time was over")
         self._say("ended", f"the command {how}", status=shown, at=self._clock.now())
         if self._asked:
             return False
@@ -345,7 +343,14 @@ class Runner:
     def _kill(self, job: _Job) -> None:
         job.killed = True
         if self._signal(job, signal.SIGKILL):
-            self._say("killed", "the command had not ended in time: killed", at=self._clock.now())
+            self._say_killed(job, "the command had not ended in time: killed")
+
+    def _say_killed(self, job: _Job, sentence: str) -> None:
+        until = job.term.valid_until
+        if isinstance(job.child, GuardedChild):
+            # What the guardian knew, also where the term's end has been fixed since.
+            until = job.child.until + _EARLIER * self._margin
+        self._say("killed", sentence, valid_until=until, at=self._clock.now())
 
     def _signal(self, job: _Job, number: signal.Signals) -> bool:
         delivered = job.child.signal(number)
