@@ -160,6 +160,13 @@ class CandidateBase(Generic[TermT]):
         return term is not None and term.is_valid()
 
     @property
+    def value(self) -> str:
+        """What followers are told while we lead, as it was given or proclaimed."""
+        candidacy = self._candidacy
+        data = self._wish.value if candidacy is None else candidacy.value
+        return data.decode(errors="replace")
+
+    @property
     def term(self) -> TermT | None:
         """The term that we lead by, or the last one; None before the first."""
         candidacy = self._candidacy

@@ -87,6 +87,13 @@ class LeaderChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class LeaderUnroutable(Event):
+    """Requests cannot be sent to the leader, for what it campaigns with is no address."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreTrouble(Event):
     """A request failed; `retry_in` seconds from now it is tried again."""
 
@@ -201,6 +208,7 @@ Hook = Callable[[Event], None]
 
 _LEVELS: dict[type[Event], int] = {
     WorkOverran: logging.ERROR,
+    LeaderUnroutable: logging.ERROR,
     StoreTrouble: logging.WARNING,
     TtlGranted: logging.WARNING,
     NestedElection: logging.WARNING,
