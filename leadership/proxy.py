@@ -86,7 +86,8 @@ class Proxy:
         path = origin_form(asked.raw_path.encode("latin-1", "replace"))
         reply = _Reply(asked)
         if path is None or asked.method == "CONNECT":
-            await say(reply, 400 if path is None else _UNSUPPORTED, "only paths are forwarded")
+            status = 400 if path is None else _UNSUPPORTED
+            await say(reply, asked.method, status, "only paths are forwarded")
             return reply.response
         body = KeptBody(_chunks(asked), self._router.policy.keep)
         request = Request(

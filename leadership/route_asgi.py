@@ -83,7 +83,7 @@ class ASGIMiddleware:
         reply = _Reply(send)
         request = _request(scope, body)
         if request is None:
-            await say(reply, 400, "the request's target is no path")
+            await say(reply, scope["method"], 400, "the request's target is no path")
             return
         try:
             serving = await _unless_gone(inbound, self._route(request, reply))
@@ -127,7 +127,7 @@ class ASGIMiddleware:
         request = _request({**scope, "method": "GET", "scheme": _plain(scope)}, body)
         reply = _Denial(scope, send)
         if request is None:
-            await say(reply, 400, "the request's target is no path")
+            await say(reply, "GET", 400, "the request's target is no path")
             return None
         protocols = scope.get("subprotocols", ())
         link = Link(self._router, self._connections, request, reply, protocols)

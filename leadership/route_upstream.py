@@ -106,17 +106,19 @@ class Forwarding:
             CutOffError: the answer broke off on its way.
         """
         try:
-            answer = await unless_superseded(self._router, leader, self._ask(target))
+            try:
+                answer = await unless_superseded(self._router, leader, self._ask(target))
+            except NOT_CONNECTED:
+                return Outcome.MISSED
+            except BROKEN_OFF:
+                return Outcome.BROKEN
             if answer.response.status == MISDIRECTED:
                 return Outcome.MISSED
             if answer.response.status < 200:
                 return Outcome.BROKEN
+            # From here on the client has a part of it: what fails is not tried again.
             await self._pass_on(answer)
             return Outcome.ANSWERED
-        except NOT_CONNECTED:
-            return Outcome.MISSED
-        except BROKEN_OFF:
-            return Outcome.BROKEN
         finally:
             if self._response is not None:
                 # Its connection is kept if the answer has ended, and closed if not.

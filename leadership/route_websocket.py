@@ -79,7 +79,7 @@ class Link:
             if error.status == MISDIRECTED:
                 return Outcome.MISSED
             status = error.status if error.status >= 400 else 502
-            await say(self._reply, status, "the leader refused the WebSocket")
+            await say(self._reply, "GET", status, "the leader refused the WebSocket")
             return Outcome.ANSWERED
         except NOT_CONNECTED:
             return Outcome.MISSED

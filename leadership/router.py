@@ -174,14 +174,14 @@ class Router:
             if (serving := self.serve()) is not None:
                 return serving
             if passed:
-                await self._refuse_passed(reply)
+                await self._refuse_passed(request, reply)
                 return None
             leader = self.view.look()
             target = self._target(leader)
             outcome = Outcome.MISSED
             if leader is not None and target is not None:
                 if self.policy.mode == "redirect":
-                    await _redirect(reply, target.location(request.path, request.scheme))
+                    await _redirect(request, reply, target.location(request.path, request.scheme))
                     return None
                 outcome = await attempt(target, leader)
                 if outcome is Outcome.ANSWERED:
@@ -193,13 +193,15 @@ class Router:
                 deadline = self.clock.now() + self.policy.wait
                 may_repeat = request.method in IDEMPOTENT and broken < _MOST_BROKEN
                 if not may_repeat or not request.body.repeatable:
-                    await say(reply, 502, "the leader broke off before it answered")
+                    await say(reply, request.method, 502, "the leader broke off before it answered")
                     return None
             elif not request.body.repeatable:
-                await self._unavailable(reply, "the leader changed, and the body is not kept")
+                await self._unavailable(
+                    request, reply, "the leader changed, and the body is not kept"
+                )
                 return None
             if self.clock.now() >= deadline or self._waiting >= self.policy.most_waiting:
-                await self._unavailable(reply, "there is no leader that can be reached")
+                await self._unavailable(request, reply, "there is no leader that can be reached")
                 return None
             # Nothing to try, and so nothing to try again: only a change helps, or our own win.
             pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
@@ -227,24 +229,28 @@ class Router:
                 self._core.emit(LeaderUnroutable(self._key, self.clock.now(), str(error)))
             return None
 
-    async def _refuse_passed(self, reply: Reply) -> None:
+    async def _refuse_passed(self, request: Request, reply: Reply) -> None:
         if self._candidate is None:
             # Whoever only follows is never the leader: its address leads back here.
-            await say(reply, 508, "the leader's address is that of a router")
+            await say(reply, request.method, 508, "the leader's address is that of a router")
         else:
-            await say(reply, MISDIRECTED, "this process does not lead; nothing was done")
+            await say(
+                reply, request.method, MISDIRECTED, "this process does not lead; nothing was done"
+            )
 
-    async def _unavailable(self, reply: Reply, why: str) -> None:
+    async def _unavailable(self, request: Request, reply: Reply, why: str) -> None:
         again = str(self.policy.retry_after).encode()
-        await say(reply, 503, why, [(b"Retry-After", again)])
+        await say(reply, request.method, 503, why, [(b"Retry-After", again)])
 
 
-async def _redirect(reply: Reply, location: str) -> None:
+async def _redirect(request: Request, reply: Reply, location: str) -> None:
     fields = [(b"Location", location.encode("latin-1")), (b"Cache-Control", b"no-store")]
-    await say(reply, 307, "the leader is elsewhere", fields)
+    await say(reply, request.method, 307, "the leader is elsewhere", fields)
 
 
-async def say(reply: Reply, status: int, why: str, fields: Fields | None = None) -> None:
+async def say(
+    reply: Reply, method: str, status: int, why: str, fields: Fields | None = None
+) -> None:
     """An answer of our own."""
     content = f"{why}\n".encode()
     await reply.start(
@@ -255,5 +261,6 @@ async def say(reply: Reply, status: int, why: str, fields: Fields | None = None)
             *(fields or []),
         ],
     )
-    await reply.send(content)
+    if method != "HEAD":
+        await reply.send(content)
     await reply.finish()
