@@ -61,10 +61,7 @@ class ASGIMiddleware:
         elif scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         elif scope["type"] == "lifespan":
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                await self.close()
+            await self._lifespan(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
@@ -72,6 +69,30 @@ class ASGIMiddleware:
         """Stop following, close what is idle; the next request begins anew. At lifespan's end."""
         self._router.view.close()
         await self._connections.close()
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application's, and the end of ours; an application may know of none."""
+        words: list[str] = []
+
+        async def received() -> Message:
+            message = await receive()
+            words.append(message["type"])
+            return message
+
+        async def sent(message: Message) -> None:
+            words.append(message["type"])
+            await send(message)
+
+        try:
+            await self._app(scope, received, sent)
+        except Exception:
+            if "lifespan.startup.complete" in words or "lifespan.startup.failed" in words:
+                raise
+            while "lifespan.shutdown" not in words:
+                await received()
+                await send({"type": f"{words[-1]}.complete"})
+        finally:
+            await self.close()
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         serving = self._router.serve()

@@ -69,7 +69,8 @@ class Recorder:
             "token": term.token,
             "at": _CLOCK.now(),
             "elected_at": term.elected_at,
-            "valid": term.is_valid(),
+            # By its deadline: one who has resigned is not leader any more, and has the key still.
+            "valid": term.remaining() > 0,
         }
         os.write(self._file, (json.dumps(line) + "\n").encode())
 
@@ -90,8 +91,6 @@ class Application:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             raise NotImplementedError
-        while (await receive()).get("more_body"):
-            pass
         # A plain server looks for itself; what did not lead has done nothing.
         term = scope.get(TERM) or self._candidate.term
         if term is None or (TERM not in scope and not term.is_valid()):
@@ -102,6 +101,8 @@ class Application:
         self._working += 1
         self._idle.clear()
         try:
+            while (await receive()).get("more_body"):
+                pass
             await asyncio.sleep(WORK)
             self._recorder.write("done", name, scope["method"], term)
             await _answer(send, 200)

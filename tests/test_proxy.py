@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from leadership.events import LeaderUnroutable
 from leadership.router import Policy
 
+from .command import Command, leadership
 from .loops import on_a_loop
 from .routing_leaders import Asked, SocketLeader, accept, break_off, proxied, refuse
+from .servers.etcd_client import EtcdClient
+from .servers.ports import free_port
 from .waiting import async_wait_until
 
 pytestmark = pytest.mark.backend("memory")
@@ -460,3 +467,62 @@ def test_a_request_whose_end_is_in_doubt_goes_nowhere(fields: bytes) -> None:
             assert leader.asked == []
 
     scenario()
+
+
+@on_a_loop
+async def test_a_websocket_is_relayed_and_told_to_come_back_when_its_leader_dies() -> None:
+    async def opened(asked: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(protocols=("p",))
+        await socket.prepare(asked)
+        async for message in socket:
+            if message.data == "die":
+                assert asked.transport is not None
+                asked.transport.abort()
+            elif message.data == "leave":
+                await socket.close(code=4001)
+            else:
+                await socket.send_str(f"{message.data} at {asked.path_qs}")
+        return socket
+
+    async def refused(asked: web.Request) -> web.Response:
+        return web.Response(status=404)
+
+    app = web.Application()
+    app.add_routes([web.get("/s", opened), web.get("/no", refused)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    address = f"127.0.0.1:{free_port()}"
+    await web.TCPSite(runner, *address.split(":")).start()  # type: ignore[arg-type]
+    try:
+        async with proxied(leader=address) as behind, aiohttp.ClientSession() as session:
+            for word, code in (("leave", 4001), ("die", 1012)):
+                async with session.ws_connect(behind.url("/s?a=1"), protocols=["p"]) as client:
+                    assert client.protocol == "p"
+                    await client.send_str("words")
+                    assert (await client.receive()).data == "words at /s?a=1"
+                    await client.send_str(word)
+                    closing = await client.receive()
+                    assert (closing.type, closing.data) == (aiohttp.WSMsgType.CLOSE, code)
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
+                await session.ws_connect(behind.url("/no"))
+            assert refusal.value.status == 404
+    finally:
+        await runner.cleanup()
+
+
+def test_the_command_says_what_is_wrong_in_one_line(etcd: EtcdClient) -> None:
+    taken = free_port()
+    with socket.create_server(("127.0.0.1", taken)):
+        given = ("--store", etcd.url, "--key", "k")
+        for listen, message in ((f"127.0.0.1:{taken}", "cannot listen"), ("x", "host:port")):
+            ended = leadership("proxy", *given, "--listen", listen)
+            assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+            assert message in ended.stderr
+
+
+def test_the_command_ends_in_good_order_by_a_signal(etcd: EtcdClient) -> None:
+    given = ("--store", etcd.url, "--key", f"k/{uuid.uuid4().hex}", "--json")
+    with Command("proxy", *given, "--listen", f"127.0.0.1:{free_port()}") as proxy:
+        proxy.wait_for("listening")
+        proxy.send(signal.SIGTERM)
+        assert proxy.status() == 143
