@@ -12,7 +12,7 @@ from . import Follower, aio, new_store
 from .commands import ConnectTimeout, Key, Url, _connect
 from .errors import ConfigurationError
 from .events import Event, Hook, LeaderChanged, LeaderUnroutable, StoreRecovered, StoreTrouble
-from .peer_command import app as app
+from .members_command import app as app
 from .proxy import Proxy
 from .reporting import Reporter
 from .router import Policy
@@ -118,7 +118,7 @@ def _telling(reporter: Reporter) -> Hook:
     def hook(event: Event) -> None:
         match event:
             case LeaderChanged(value=value, token=token):
-                sentence = "nobody leads" if value is None else f"{value} leads"
+                sentence = "no leader is known" if value is None else f"{value} leads"
                 reporter.say("leader", sentence, leader=value, token=token, at=event.at)
             case LeaderUnroutable(error=error):
                 reporter.say("unroutable", error, error=error, at=event.at)

@@ -69,6 +69,7 @@ class SocketLeader:
         self.behaviour = behaviour
         self.address = f"127.0.0.1:{free_port()}"
         self.asked: list[Asked] = []
+        self.connections = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -76,6 +77,7 @@ class SocketLeader:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self.connections += 1
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")

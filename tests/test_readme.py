@@ -27,6 +27,7 @@ from .command import leadership
 from .peers_cluster import backend_of
 from .servers.etcd_client import EtcdClient
 from .servers.ports import free_port
+from .waiting import wait_until
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text()
@@ -204,6 +205,25 @@ def test_example_run(example: Example) -> None:
     example.names["do_a_little"] = do_a_little
     example.run("run")
     assert len(worked) == 1
+
+
+@pytest.mark.backend("memory")
+def test_example_routing(example: Example) -> None:
+    code = EXAMPLES["routing"].replace(ADDRESS, example.url)
+    exec(compile(code, "README.md: routing", "exec"), example.names)
+    app, candidate = example.names["app"], example.names["candidate"]
+    wait_until(candidate.is_leader)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    with asyncio.Runner() as runner:
+        runner.run(app(scope, None, send))
+    assert sent[1]["body"] == f"answered under token {candidate.term.token}".encode()
+    candidate.stop()
+    example.names["store"].close()
 
 
 def test_example_fencing(example: Example) -> None:

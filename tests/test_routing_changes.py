@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -47,13 +48,29 @@ class Place:
 Hold = Callable[[float], Place]
 
 
-@pytest.fixture(
-    params=[
-        pytest.param("etcd", marks=pytest.mark.backend("etcd")),
-        pytest.param("peers", marks=pytest.mark.backend("peers")),
-        pytest.param("zookeeper", marks=pytest.mark.backend("zookeeper")),
-    ]
-)
+BACKENDS = ("etcd", "consul", "peers", "zookeeper")
+KINDS = ("middleware", "proxy")
+
+
+def each_once(backend: str, kind: str) -> Any:
+    """Both kinds and all backends in the short round, all pairs of them in the long one."""
+    short = BACKENDS.index(backend) % 2 == KINDS.index(kind)
+    marks = [pytest.mark.backend(backend), *([] if short else [pytest.mark.long])]
+    return pytest.param(backend, kind == "proxy", marks=marks, id=f"{backend}-{kind}")
+
+
+ONE_OF_EACH = [each_once(backend, kind) for backend in BACKENDS for kind in KINDS]
+ALL = [
+    pytest.param(
+        backend, kind == "proxy", marks=pytest.mark.backend(backend), id=f"{backend}-{kind}"
+    )
+    for backend in BACKENDS
+    for kind in KINDS
+]
+NAMES = ("hold", "behind_proxy")
+
+
+@pytest.fixture
 def hold(request: pytest.FixtureRequest) -> Iterator[Hold]:
     """Makes the place, for terms of so many seconds."""
     with contextlib.ExitStack() as stack:
@@ -199,10 +216,12 @@ class Round:
     def kills(self, changes: int, number: int, *, behind_proxy: bool) -> None:
         """`number` requests around each of `changes` deaths; their front survives."""
         before = len(self.sent)
-        for _ in range(changes):
+        for left in reversed(range(changes)):
             leader = self.wait_for_leader()
             fronts = self.fronts if behind_proxy else [self.other(leader).address]
             asyncio.run(self.ask(fronts, number, leader.kill))
+            if not left:
+                break
             leader.start()
             leader.wait("ready")
             if self.place.urls[0].startswith("peers:"):
@@ -216,11 +235,6 @@ class Round:
         self.check_order()
 
 
-@pytest.fixture(params=["middleware", "proxy"])
-def behind_proxy(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param == "proxy")
-
-
 @contextlib.contextmanager
 def two_servers(place: Place, directory: Path, behind_proxy: bool) -> Iterator[Round]:
     made = Round(place, directory, "plain" if behind_proxy else "routed")
@@ -228,6 +242,7 @@ def two_servers(place: Place, directory: Path, behind_proxy: bool) -> Iterator[R
         yield made
 
 
+@pytest.mark.parametrize(NAMES, ONE_OF_EACH, indirect=["hold"])
 def test_by_resign_all_succeed_and_by_sigkill_all_that_may_be_sent_twice(
     hold: Hold, tmp_path: Path, behind_proxy: bool
 ) -> None:
@@ -236,6 +251,7 @@ def test_by_resign_all_succeed_and_by_sigkill_all_that_may_be_sent_twice(
         made.kills(changes=1, number=100, behind_proxy=behind_proxy)
 
 
+@pytest.mark.parametrize(NAMES, ALL, indirect=["hold"])
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_thousand_requests_during_ten_resignations(
@@ -246,6 +262,7 @@ def test_a_thousand_requests_during_ten_resignations(
         made.resigns(changes=10, number=100)
 
 
+@pytest.mark.parametrize(NAMES, ALL, indirect=["hold"])
 @pytest.mark.long
 @pytest.mark.timeout(400)
 def test_a_thousand_requests_during_ten_deaths(
