@@ -15,6 +15,7 @@ from .events import Event, Hook, LeaderChanged, LeaderUnroutable, StoreRecovered
 from .members_command import app as app
 from .proxy import Proxy
 from .reporting import Reporter
+from .route_target import split_listen
 from .router import Policy
 from .signals import telling_signals
 
@@ -74,6 +75,7 @@ def proxy(
     """
     if not grace >= 0:
         raise ConfigurationError(f"grace={grace}: give seconds from 0 on")
+    split_listen(listen)
     policy = Policy(
         mode="redirect" if redirect else "forward",
         wait=wait,

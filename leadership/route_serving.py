@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 import weakref
 from types import TracebackType
@@ -127,5 +128,11 @@ async def lead_async(term: AsyncTerm) -> None:
     """As `lead`, for `leadership.aio`: `await candidate.run(lead_async)`."""
     try:
         await term.wait_lost()
-    finally:
-        await drain_async(term)
+    except asyncio.CancelledError:
+        # Over by now, or we are to end: no more requests may begin.
+        await term.resign()
+    draining = asyncio.ensure_future(drain_async(term))
+    while not draining.done():
+        # The end of the term cancels us, also where we have seen it ourselves already.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({draining})

@@ -32,8 +32,8 @@ from tests.waiting import async_wait_until
 
 _CLOCK = SystemClock()
 
-WORK = 0.01
-"""Seconds that the application takes for a request."""
+WORK = 0.1
+"""Seconds that the application takes for a request: so long that changes come in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Recorder:
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
-    def write(self, what: str, id: str, method: str, term: Term) -> None:
+    def write(self, what: str, id: str, method: str, term: Term, valid: bool) -> None:
         line = {
             "what": what,
             "id": id,
@@ -69,8 +69,7 @@ class Recorder:
             "token": term.token,
             "at": _CLOCK.now(),
             "elected_at": term.elected_at,
-            # By its deadline: one who has resigned is not leader any more, and has the key still.
-            "valid": term.remaining() > 0,
+            "valid": valid,
         }
         os.write(self._file, (json.dumps(line) + "\n").encode())
 
@@ -91,20 +90,23 @@ class Application:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             raise NotImplementedError
-        # A plain server looks for itself; what did not lead has done nothing.
-        term = scope.get(TERM) or self._candidate.term
-        if term is None or (TERM not in scope and not term.is_valid()):
+        routed = TERM in scope
+        term: Term | None = scope[TERM] if routed else self._candidate.term
+        # By its deadline, where the middleware has looked: one who has resigned since is not
+        # leader any more, and has the key still. A plain server looks for itself.
+        valid = term is not None and (term.remaining() > 0 if routed else term.is_valid())
+        if term is None or not (routed or valid):
             await _answer(send, 421)
             return
         name = scope["query_string"].decode()
-        self._recorder.write("received", name, scope["method"], term)
+        self._recorder.write("received", name, scope["method"], term, valid)
         self._working += 1
         self._idle.clear()
         try:
             while (await receive()).get("more_body"):
                 pass
             await asyncio.sleep(WORK)
-            self._recorder.write("done", name, scope["method"], term)
+            self._recorder.write("done", name, scope["method"], term, valid)
             await _answer(send, 200)
         finally:
             self._working -= 1
@@ -137,20 +139,23 @@ async def _serve(url: str, key: str, ttl: str, port: str, record: str, kind: str
 
     async def work(term: Term) -> None:
         _say("won")
-        if kind == "routed":
-            await lead_async(term)
-            return
-        try:
-            await term.wait_lost()
-        finally:
-            await application.idle()
+        await lead_async(term)
+
+    async def lead_plainly() -> None:
+        async for elected in candidate.run_for_election():
+            if elected:
+                _say("won")
+                assert candidate.term is not None
+                await candidate.term.wait_lost()
+                await application.idle()
 
     server = uvicorn.Server(
         uvicorn.Config(app, port=int(port), log_level="critical", lifespan="off")
     )
     serving = asyncio.create_task(server.serve())
     await async_wait_until(lambda: server.started, 30, "the web server")
-    leading = asyncio.create_task(candidate.run(work))
+    leads = candidate.run(work) if kind == "routed" else lead_plainly()
+    leading = asyncio.create_task(leads)
     _say("ready")
     async for order in _orders():
         if order == "resign":

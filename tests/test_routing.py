@@ -15,13 +15,15 @@ import aiohttp
 import pytest
 import uvicorn
 
-from leadership import Candidate, Follower, Store, new_store
+from leadership import Candidate, Follower, Store, aio, new_store
 from leadership.errors import ConfigurationError
 from leadership.events import WorkOverran
-from leadership.routing import TERM, ASGIMiddleware, Policy, drain, lead
+from leadership.route_serving import _in_flight, begin
+from leadership.routing import TERM, ASGIMiddleware, Policy, drain, lead, lead_async
 
+from .loops import on_a_loop, settle
 from .servers.ports import free_port
-from .waiting import wait_until
+from .waiting import async_wait_until, wait_until
 
 pytestmark = pytest.mark.backend("memory")
 
@@ -328,8 +330,6 @@ def test_a_websocket_is_told_to_come_back_when_another_leads(stack: contextlib.E
 
 def test_drain_waits_no_longer_than_its_term(stack: contextlib.ExitStack) -> None:
     store: Store = stack.enter_context(new_store(f"memory://{uuid.uuid4()}"))
-    from leadership.route_serving import begin
-
     candidate = Candidate(store, KEY, "a", ttl=0.6)
     term = candidate.campaign(10)
     serving = begin(candidate)
@@ -340,6 +340,40 @@ def test_drain_waits_no_longer_than_its_term(stack: contextlib.ExitStack) -> Non
     serving.end()
     serving.end()
     assert drain(term)
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_the_end_of_a_term_lets_its_requests_end_whoever_cancels_its_leader(over: bool) -> None:
+    @on_a_loop
+    async def scenario() -> None:
+        async with aio.new_store(f"memory://{uuid.uuid4()}") as store:
+            candidate = aio.Candidate(store, KEY, "a", ttl=30)
+            leading: list[asyncio.Future[None]] = []
+
+            async def work(term: aio.Term) -> None:
+                leading.append(asyncio.ensure_future(lead_async(term)))
+                await asyncio.wait(leading)
+
+            running = asyncio.create_task(candidate.run(work))
+            await async_wait_until(lambda: leading)
+            serving = begin(candidate)
+            assert serving is not None
+            if over:
+                resigning = asyncio.create_task(candidate.resign())
+                await async_wait_until(lambda: _in_flight[serving.term].ended)
+            leading[0].cancel()
+            await async_wait_until(lambda: _in_flight[serving.term].ended)
+            leading[0].cancel()
+            await settle()
+            assert not leading[0].done()
+            serving.end()
+            await asyncio.wait(leading)
+            if over:
+                assert await resigning
+            await candidate.stop()
+            await asyncio.wait([running])
+
+    scenario()
 
 
 @pytest.mark.parametrize(
