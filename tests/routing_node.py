@@ -44,6 +44,8 @@ class Line:
         what: received, or done.
         at: when, in seconds on the clock that all processes share.
         elected_at: since when the term that it was received under held, on the same clock.
+        deadline: until when it held at the longest, as far as was known.
+        valid: whether it held when the request was received.
     """
 
     what: str
@@ -52,6 +54,7 @@ class Line:
     token: int
     at: float
     elected_at: float
+    deadline: float
     valid: bool
 
 
@@ -69,6 +72,7 @@ class Recorder:
             "token": term.token,
             "at": _CLOCK.now(),
             "elected_at": term.elected_at,
+            "deadline": term.valid_until,
             "valid": valid,
         }
         os.write(self._file, (json.dumps(line) + "\n").encode())
