@@ -12,7 +12,7 @@ from . import Follower, aio, new_store
 from .commands import ConnectTimeout, Key, Url, _connect
 from .errors import ConfigurationError
 from .events import Event, Hook, LeaderChanged, LeaderUnroutable, StoreRecovered, StoreTrouble
-from .members_command import app as app
+from .page_command import app as app
 from .proxy import Proxy
 from .reporting import Reporter
 from .route_target import split_listen
