@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -21,6 +22,7 @@ from leadership import new_store
 
 from .command import PATIENCE, PROGRAM, Command, environment
 from .servers.etcd_client import EtcdClient
+from .servers.ports import free_port
 from .servers.programs import CHECKOUT
 from .servers.zookeeper import ZooKeeperClient
 from .waiting import wait_until
@@ -36,7 +38,16 @@ def url(etcd: EtcdClient) -> Iterator[str]:
     """The store of examples, whose keys are fixed; nothing of theirs is left."""
     yield etcd.url
     with new_store(etcd.url) as store:
-        for root in ("cron", "celery", "jobs", "service/web", "service/swarm", "my-group", "locks"):
+        for root in (
+            "cron",
+            "celery",
+            "jobs",
+            "service/web",
+            "service/orders",
+            "service/swarm",
+            "my-group",
+            "locks",
+        ):
             assert store.list(root) == []
 
 
@@ -153,6 +164,50 @@ def test_one_apscheduler_works_and_the_next_takes_over(url: str) -> None:
             second.terminate()
             assert {line.split()[0] for line in second.stdout} <= {"b"}
     assert (first.returncode, second.returncode) == (0, 0)
+
+
+@contextmanager
+def fastapi_application(url: str, address: str) -> Iterator[subprocess.Popen[str]]:
+    program = [sys.executable, str(EXAMPLES / "fastapi_app.py"), url, address]
+    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def order(address: str) -> dict[str, Any]:
+    """What the application says, as soon as it listens."""
+    asked = subprocess.run(
+        [
+            *("curl", "--silent", "--show-error", "--fail", "--data", "{}"),
+            *("--retry", "60", "--retry-delay", "1", "--retry-connrefused"),
+            f"http://{address}/orders",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
+    assert asked.returncode == 0, asked.stderr
+    answer: dict[str, Any] = json.loads(asked.stdout)
+    return answer
+
+
+def test_the_leader_answers_whichever_fastapi_application_is_asked(url: str) -> None:
+    first, second = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    with fastapi_application(url, first) as leading, fastapi_application(url, second) as waiting:
+        before = order(first)
+        assert order(second) == before
+        leader, other = (leading, waiting) if before["taken_by"] == first else (waiting, leading)
+        leader.terminate()
+        assert leader.communicate(timeout=PATIENCE)[1] == ""
+        left = second if leader is leading else first
+        after = order(left)
+        assert after["taken_by"] == left
+        assert after["token"] > before["token"]
+        other.terminate()
+        assert other.communicate(timeout=PATIENCE)[1] == ""
 
 
 def test_the_systemd_unit_runs_its_program_where_it_leads(url: str, tmp_path: Path) -> None:
