@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,7 @@ class RoutingNode:
     def __init__(self, *arguments: str) -> None:
         self.arguments = arguments
         self._words: list[str] = []
+        self._said: Counter[str] = Counter()
         self._some = threading.Condition()
         self.process: subprocess.Popen[str] | None = None
 
@@ -210,7 +212,12 @@ class RoutingNode:
         for line in process.stdout:
             with self._some:
                 self._words.append(line.strip())
+                self._said[line.strip()] += 1
                 self._some.notify_all()
+
+    def said(self, word: str) -> int:
+        """How often it has said so, in all its lives."""
+        return self._said[word]
 
     def wait(self, word: str, timeout: float = 40) -> None:
         """Wait for it, and forget it and what was said before."""

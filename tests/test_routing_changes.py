@@ -26,6 +26,7 @@ from .command import Command
 from .peers_cluster import PeersCluster
 from .routing_node import Line, RoutingNode
 from .servers.ports import free_port
+from .waiting import wait_until
 
 KEY = "service/web"
 AT_ONCE = 8
@@ -118,7 +119,7 @@ class Round:
             for node in self.nodes:
                 stack.enter_context(node)
             for node in self.nodes:
-                node.wait("ready")
+                self.wait_ready(node)
             store = stack.enter_context(new_store(self.place.urls[2]))
             self.follower = stack.enter_context(Follower(store, self.key))
             if behind_proxy:
@@ -131,9 +132,19 @@ class Round:
             self.wait_for_leader()
             yield
 
+    def wait_ready(self, node: RoutingNode) -> None:
+        """Until it takes part in the election, so that it follows who gives way."""
+        node.wait("ready")
+        if self.place.urls[0].startswith("peers:"):
+            node.wait("peer ready")
+
     def wait_for_leader(self) -> RoutingNode:
         value = self.follower.wait_for_leader(40)
         return next(node for node in self.nodes if node.address == value)
+
+    def won(self) -> int:
+        """How many terms have begun."""
+        return sum(node.said("won") for node in self.nodes)
 
     def other(self, node: RoutingNode) -> RoutingNode:
         return next(each for each in self.nodes if each is not node)
@@ -205,11 +216,12 @@ class Round:
         """`number` requests around each of `changes` resignations."""
         for _ in range(changes):
             leader = self.wait_for_leader()
-            successor = self.other(leader)
+            won = self.won()
 
-            def change(leader: RoutingNode = leader, successor: RoutingNode = successor) -> None:
+            def change(leader: RoutingNode = leader, won: int = won) -> None:
                 leader.resign()
-                successor.wait("won")
+                # Whoever it is: one who resigned may win again where the other was not heard of.
+                wait_until(lambda: self.won() > won, 40, "the next leader")
 
             asyncio.run(self.ask(self.fronts, number, change))
         assert Counter(sent.status for sent in self.sent) == {200: changes * number}
@@ -228,9 +240,7 @@ class Round:
             if not left:
                 break
             leader.start()
-            leader.wait("ready")
-            if self.place.urls[0].startswith("peers:"):
-                leader.wait("peer ready")
+            self.wait_ready(leader)
         assert len(self.sent) == before + changes * number
         failed = [sent for sent in self.sent if sent.status != 200]
         assert {sent.status for sent in failed} <= {502, 503}
