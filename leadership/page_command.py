@@ -12,7 +12,6 @@ from . import Store, completion, new_store
 from .backend import Capability
 from .checks import checked_key
 from .commands import ConnectTimeout, Url, _ending_on_sigterm
-from .dashboard import Dashboard
 from .errors import ConfigurationError, StoreUnavailable
 from .members_command import app as app
 from .reporting import Reporter
@@ -57,6 +56,9 @@ def dashboard(
     protected: whoever reaches the address sees it. It only reads the store,
     by one watch. Ends with status 130 on Ctrl-C, 143 on SIGTERM.
     """
+    # What serves HTTP takes longer to import than all else: the other commands do without.
+    from .dashboard import Dashboard
+
     reporter = Reporter(as_json)
     ended = threading.Event()
     status: list[int] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,11 +13,11 @@ from .commands import ConnectTimeout, Key, Url, _connect
 from .errors import ConfigurationError
 from .events import Event, Hook, LeaderChanged, LeaderUnroutable, StoreRecovered, StoreTrouble
 from .page_command import app as app
-from .proxy import Proxy
 from .reporting import Reporter
-from .route_target import split_listen
-from .router import Policy
 from .signals import telling_signals
+
+if TYPE_CHECKING:
+    from .router import Policy
 
 
 @app.command(
@@ -73,6 +73,10 @@ def proxy(
     other request gets one 502. A server that does not lead, and is asked all
     the same, answers 421: then the next one is asked.
     """
+    # What speaks HTTP takes longer to import than all else: the other commands do without.
+    from .route_target import split_listen
+    from .router import Policy
+
     if not grace >= 0:
         raise ConfigurationError(f"grace={grace}: give seconds from 0 on")
     split_listen(listen)
@@ -95,6 +99,8 @@ def proxy(
 async def _serve(
     store: aio.Store, key: str, listen: str, policy: Policy, grace: float, reporter: Reporter
 ) -> int:
+    from .proxy import Proxy
+
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[int] = loop.create_future()
 
