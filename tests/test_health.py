@@ -25,7 +25,7 @@ from leadership.health import NOT_RENEWED, OUTLIVED, Health
 from leadership.health_server import HealthServer, health_application
 from leadership.testing import FaultyBackend, ManualClock
 
-from .command import Command, leadership
+from .command import Command, leadership_here
 from .leaks import count_descriptors, count_threads
 from .servers.etcd_client import EtcdClient
 from .waiting import wait_until
@@ -327,8 +327,11 @@ def test_run_serves_health_for_the_one_that_leads_and_the_one_that_waits(etcd: E
             assert fetched(second, "/leader")[0] == 200
 
 
-def test_run_refuses_a_health_address_before_anything_is_sent() -> None:
-    ended = leadership(
+def test_run_refuses_a_health_address_before_anything_is_sent(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    ended = leadership_here(
+        capfd,
         *("run", "--store", "etcd://127.0.0.1:1", "--key", "k", "--id", "a"),
         *("--health", "nowhere", "--", "true"),
     )

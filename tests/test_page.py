@@ -22,7 +22,7 @@ from leadership.errors import ConfigurationError
 from leadership.faults import FaultyBackend
 from leadership.survey import Survey
 
-from .command import Command, leadership
+from .command import Command, leadership_here
 from .peers_cluster import PeersCluster
 from .servers.chromium import browser as browser_program
 from .servers.etcd_client import EtcdClient
@@ -273,8 +273,10 @@ def test_an_address_in_use_is_an_error_that_says_so(store: Store) -> None:
         (("--connect-timeout", "0"), "above 0"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(options: tuple[str, ...], message: str) -> None:
-    ended = leadership("dashboard", "--store", "memory://x", *options)
+def test_bad_input_is_one_line_and_status_2(
+    options: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = leadership_here(capfd, "dashboard", "--store", "memory://x", *options)
     assert ended.returncode == 2
     assert message in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

@@ -17,7 +17,7 @@ from aiohttp import web
 from leadership.events import LeaderUnroutable
 from leadership.router import Policy
 
-from .command import Command, leadership
+from .command import Command, leadership_here
 from .loops import on_a_loop
 from .routing_leaders import Asked, SocketLeader, accept, break_off, proxied, refuse
 from .servers.etcd_client import EtcdClient
@@ -515,12 +515,14 @@ async def test_a_websocket_is_relayed_and_told_to_come_back_when_its_leader_dies
         await runner.cleanup()
 
 
-def test_the_command_says_what_is_wrong_in_one_line(etcd: EtcdClient) -> None:
+def test_the_command_says_what_is_wrong_in_one_line(
+    etcd: EtcdClient, capfd: pytest.CaptureFixture[str]
+) -> None:
     taken = free_port()
     with socket.create_server(("127.0.0.1", taken)):
         given = ("--store", etcd.url, "--key", "k")
         for listen, message in ((f"127.0.0.1:{taken}", "cannot listen"), ("x", "host:port")):
-            ended = leadership("proxy", *given, "--listen", listen)
+            ended = leadership_here(capfd, "proxy", *given, "--listen", listen)
             assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
             assert message in ended.stderr
 

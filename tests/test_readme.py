@@ -23,7 +23,7 @@ from leadership.backend import Backend
 from leadership.clock import SystemClock
 from leadership.testing import BackendConformance
 
-from .command import leadership
+from .command import leadership_here
 from .peers_cluster import backend_of
 from .servers.etcd_client import EtcdClient
 from .servers.ports import free_port
@@ -302,13 +302,15 @@ def test_example_conformance(example: Example) -> None:
         kit().make_store()
 
 
-def test_its_commands_have_the_options_that_it_shows() -> None:
+def test_its_commands_have_the_options_that_it_shows(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     shown = re.findall(r"^leadership .*$", TEXT, re.MULTILINE)
     assert len(shown) >= 3
     for line in shown:
         _, *rest = shlex.split(line)
         command = [*itertools.takewhile(lambda word: not word.startswith("-"), rest)]
-        help_text = leadership(*command, "--help").stdout
+        help_text = leadership_here(capfd, *command, "--help").stdout
         ours = rest[: rest.index("--")] if "--" in rest else rest
         for option in (word for word in ours if word.startswith("--")):
             assert f"{option} " in help_text, f"{' '.join(command)} has no {option}"

@@ -262,8 +262,8 @@ def test_by_resign_all_succeed_and_by_sigkill_all_that_may_be_sent_twice(
     hold: Hold, tmp_path: Path, behind_proxy: bool
 ) -> None:
     with two_servers(hold(2), tmp_path, behind_proxy) as made:
-        made.resigns(changes=2, number=90)
-        made.kills(changes=1, number=100, behind_proxy=behind_proxy)
+        made.resigns(changes=2, number=60)
+        made.kills(changes=1, number=60, behind_proxy=behind_proxy)
 
 
 @pytest.mark.parametrize(NAMES, ALL, indirect=["hold"])

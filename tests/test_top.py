@@ -14,17 +14,22 @@ import subprocess
 import termios
 import uuid
 from collections.abc import Iterator
+from typing import Protocol
 
 import pytest
 
 from leadership import Candidate, new_store
 
-from .command import PROGRAM, environment, leadership
+from .command import PROGRAM, environment, leadership, leadership_here
 from .servers.etcd_client import EtcdClient
 from .waiting import wait_until
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 ALTERNATE, BACK = "\x1b[?1049h", "\x1b[?1049l"
+
+
+class AtTab(Protocol):
+    def __call__(self, line: str, url: str | None = None) -> str: ...
 
 
 class Terminal:
@@ -150,8 +155,10 @@ def test_without_a_terminal_it_prints_one_table(etcd: EtcdClient, prefix: str) -
     assert len(rest) == 29
 
 
-def test_a_store_that_does_not_answer_is_one_line_and_status_2() -> None:
-    ended = leadership("top", "--store", "etcd://127.0.0.1:1", "--connect-timeout", "1")
+def test_a_store_that_does_not_answer_is_one_line_and_status_2(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    ended = leadership_here(capfd, "top", "--store", "etcd://127.0.0.1:1", "--connect-timeout", "1")
     assert ended.returncode == 2
     assert "could not reach" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
@@ -160,42 +167,50 @@ def test_a_store_that_does_not_answer_is_one_line_and_status_2() -> None:
 # --- at Tab ---
 
 
-def offered(line: str, **more: str) -> str:
-    """What zsh is told at Tab behind this line."""
-    asked = {"_LEADERSHIP_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line}
-    return leadership(**asked, **more).stdout
+@pytest.fixture
+def at_tab(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> AtTab:
+    """What zsh is told at Tab behind a line, with a store in the environment or none."""
+
+    def offered(line: str, url: str | None = None) -> str:
+        monkeypatch.setenv("_LEADERSHIP_COMPLETE", "complete_zsh")
+        monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
+        monkeypatch.delenv("LEADERSHIP_STORE", raising=False)
+        if url is not None:
+            monkeypatch.setenv("LEADERSHIP_STORE", url)
+        ended = leadership_here(capfd)
+        assert ended.stderr == ""
+        return ended.stdout
+
+    return offered
 
 
-def test_commands_and_options_complete() -> None:
-    assert '"dashboard"' in offered("leadership da")
-    assert '"--store"' in offered("leadership run --st")
-    told = offered("leadership leader --store et")
+def test_commands_and_options_complete(at_tab: AtTab) -> None:
+    assert '"dashboard"' in at_tab("leadership da")
+    assert '"--store"' in at_tab("leadership run --st")
+    told = at_tab("leadership leader --store et")
     assert "etcd" in told
     assert "memory" not in told
 
 
-def test_keys_complete_from_the_store(etcd: EtcdClient) -> None:
+def test_keys_complete_from_the_store(etcd: EtcdClient, at_tab: AtTab) -> None:
     name = f"tab-{uuid.uuid4()}"
     with (
         new_store(etcd.url) as store,
         Candidate(store, f"{name}/a/leader", "x", ttl=60).campaign(timeout=20),
     ):
-        told = offered(f"leadership leader --key {name}", LEADERSHIP_STORE=etcd.url)
+        told = at_tab(f"leadership leader --key {name}", etcd.url)
         assert f'"{name}/a/leader"' in told
-        told = offered(f"leadership top --prefix {name}", LEADERSHIP_STORE=etcd.url)
+        told = at_tab(f"leadership top --prefix {name}", etcd.url)
         assert f'"{name}/"' in told
         assert f'"{name}/a/"' in told
 
 
 @pytest.mark.parametrize("url", ["etcd://127.0.0.1:1", "nonsense://", ""])
-def test_a_store_that_cannot_be_asked_offers_nothing_and_says_nothing(url: str) -> None:
-    asked = {
-        "_LEADERSHIP_COMPLETE": "complete_zsh",
-        "_TYPER_COMPLETE_ARGS": "leadership leader --key x",
-    }
-    ended = leadership(**asked, LEADERSHIP_STORE=url)
-    assert ended.stderr == ""
-    assert "x" not in ended.stdout.replace("_arguments", "")
+def test_a_store_that_cannot_be_asked_offers_nothing_and_says_nothing(
+    url: str, at_tab: AtTab
+) -> None:
+    told = at_tab("leadership leader --key x", url)
+    assert "x" not in told.replace("_arguments", "")
 
 
 def test_completion_can_be_installed(tmp_path: object) -> None:
