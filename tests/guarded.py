@@ -86,10 +86,10 @@ class Contest:
 
 
 class EtcdContest(Contest):
-    """Of three candidates."""
+    """Of three candidates, if not told otherwise."""
 
-    def __init__(self, etcd: EtcdClient, ttl: float) -> None:
-        super().__init__([etcd.url] * 3, ttl)
+    def __init__(self, etcd: EtcdClient, ttl: float, size: int = 3) -> None:
+        super().__init__([etcd.url] * size, ttl)
         self._etcd = etcd
 
     def wait_entered(self) -> None:
@@ -101,10 +101,10 @@ class EtcdContest(Contest):
 
 
 class ConsulContest(Contest):
-    """Of three candidates."""
+    """Of three candidates, if not told otherwise."""
 
-    def __init__(self, consul: ConsulClient, ttl: float) -> None:
-        super().__init__([consul.url] * 3, ttl)
+    def __init__(self, consul: ConsulClient, ttl: float, size: int = 3) -> None:
+        super().__init__([consul.url] * size, ttl)
         self._consul = consul
 
     def wait_entered(self) -> None:
@@ -113,10 +113,10 @@ class ConsulContest(Contest):
 
 
 class ZooKeeperContest(Contest):
-    """Of three candidates."""
+    """Of three candidates, if not told otherwise."""
 
-    def __init__(self, server: ZooKeeperClient, ttl: float) -> None:
-        super().__init__([server.url] * 3, ttl)
+    def __init__(self, server: ZooKeeperClient, ttl: float, size: int = 3) -> None:
+        super().__init__([server.url] * size, ttl)
         self._client = self._open.enter_context(server.client())
 
     def wait_entered(self) -> None:

@@ -66,7 +66,7 @@ def contest_on(request: pytest.FixtureRequest) -> Iterator[Callable[[str, float]
                 "consul": ConsulContest,
                 "zookeeper": ZooKeeperContest,
             }
-            return contests.enter_context(kinds[backend](server, ttl))
+            return contests.enter_context(kinds[backend](server, ttl, size=2))
 
         yield make
 
@@ -74,7 +74,7 @@ def contest_on(request: pytest.FixtureRequest) -> Iterator[Callable[[str, float]
 @pytest.fixture
 def contest(etcd: EtcdClient) -> Iterator[Contest]:
     """On etcd, with a ttl that nobody waits for."""
-    with EtcdContest(etcd, 60) as made:
+    with EtcdContest(etcd, 60, size=2) as made:
         yield made
 
 
@@ -136,7 +136,7 @@ def another_guardian(leader: CandidateProcess, former: int) -> int | None:
 
 
 def test_a_leader_that_stands_still_is_not_released(etcd: EtcdClient) -> None:
-    with EtcdContest(etcd, 3) as contest:
+    with EtcdContest(etcd, 3, size=2) as contest:
         leader, others = contest.start_all()
         pid = leader.guardian()
         leader.sleep()
@@ -150,7 +150,7 @@ def test_a_leader_that_stands_still_is_not_released(etcd: EtcdClient) -> None:
 def test_a_forked_child_may_go_on_with_the_work_so_nothing_is_released_before_its_end(
     etcd: EtcdClient,
 ) -> None:
-    with EtcdContest(etcd, 60) as contest, EtcdContest(etcd, 60) as yardstick:
+    with EtcdContest(etcd, 60, size=2) as contest, EtcdContest(etcd, 60) as yardstick:
         leader, others = contest.start_all()
         leader.order("fork")
         child = leader.wait("forked")["pid"]
