@@ -55,9 +55,12 @@ async def test_the_answer_to_head_has_a_length_and_no_body() -> None:
                 async with session.head(behind.url()) as response:
                     assert response.headers["Content-Length"] == "123456"
             await behind.nobody_leads()
-            for _ in range(2):
+            statuses: list[int] = []
+            # It hears of that a moment later.
+            while statuses[-2:] != [503, 503]:
                 async with session.head(behind.url()) as response:
-                    assert response.status == 503
+                    statuses.append(response.status)
+                    assert response.status in (200, 503)
 
 
 @on_a_loop
