@@ -267,6 +267,7 @@ def test_example_lock(example: Example) -> None:
 @pytest.mark.backend("memory")
 def test_example_hooks(example: Example) -> None:
     example.run("hooks")
+    wait_until(lambda: len(example.printed) >= 2, what="both events")
     assert [what[0] for what in example.printed] == ["elected for", "the term ended:"]
 
 
