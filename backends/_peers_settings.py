@@ -13,6 +13,7 @@ import msgspec
 from .._guardian_wire import tls
 from ..backend import Address, Context
 from ..errors import ConfigurationError
+from ..options import read_options
 from ..registry import nearest
 from ._peers_http import Limits, is_loopback, split_address
 from ._quorum_timing import Timing
@@ -103,7 +104,7 @@ def settings_of(address: Address, context: Context) -> Settings:
     Raises:
         ConfigurationError: it can never work; the message says what to do.
     """
-    options = _options(address)
+    options = read_options(address, _Options)
     members = tuple(address.endpoints)
     if not members:
         raise ConfigurationError(
@@ -168,17 +169,6 @@ def _others(members: tuple[str, ...], own: str, options: _Options) -> tuple[str,
     if not others:
         raise ConfigurationError("join=1 needs the members that it joins, and lists none of them")
     return others
-
-
-def _options(address: Address) -> _Options:
-    known = _Options.__struct_fields__
-    for name in address.options:
-        if name not in known:
-            raise ConfigurationError(f"peers:// has no option {name!r}: {nearest(name, known)}")
-    try:
-        return msgspec.convert(dict(address.options), _Options, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"an option of peers:// does not fit: {error}") from error
 
 
 def _timing(options: _Options, context: Context, members: int) -> Timing:

@@ -8,7 +8,6 @@ itself shows nothing of it, `list` shows the entries.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import ssl
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -36,7 +35,7 @@ from ..errors import (
     StoreError,
     StoreUnavailable,
 )
-from ..registry import nearest
+from ..options import check_tls_files, read_endpoint, read_options
 from ..standing import Contending, Standing, standings_of
 from ._zookeeper_connection import Connection, Settings, SharedConnection
 from ._zookeeper_election import Election
@@ -102,7 +101,7 @@ class ZooKeeperBackend(Backend):
         options = _checked_options(address)
         if not address.endpoints:
             raise ConfigurationError("give at least one server: zookeeper://127.0.0.1:2181")
-        servers = [_checked_endpoint(each) for each in address.endpoints]
+        servers = [read_endpoint(each, 2181) for each in address.endpoints]
         context.random.shuffle(servers)
         root = f"/{address.path.strip('/')}" if address.path.strip("/") else ""
         credentials = f"{options.user}:{options.password or ''}"
@@ -387,21 +386,8 @@ async def _write_over(
 
 
 def _checked_options(address: Address) -> _Options:
-    scheme, known = address.scheme, _Options.__struct_fields__
-    for name in address.options:
-        if name not in known:
-            raise ConfigurationError(f"{scheme}:// has no option {name!r}: {nearest(name, known)}")
-    try:
-        options = msgspec.convert(dict(address.options), _Options, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"an option of {scheme}:// does not fit: {error}") from error
-    if (options.cert is None) != (options.key is None):
-        raise ConfigurationError(
-            "a client certificate needs both cert and key (paths of PEM files)"
-        )
-    for path in (options.ca, options.cert, options.key):
-        if path is not None and not os.access(path, os.R_OK):
-            raise ConfigurationError(f"the file {path!r} cannot be read: give a readable PEM file")
+    options = read_options(address, _Options)
+    check_tls_files(options.ca, options.cert, options.key)
     if options.password is not None and options.user is None:
         raise ConfigurationError("a password was given without a user")
     if options.sasl == "DIGEST-MD5" and options.user is None:
@@ -443,15 +429,3 @@ def _sasl(options: _Options) -> dict[str, Any] | None:
         "username": options.user,
         "password": options.password or "",
     }
-
-
-def _checked_endpoint(endpoint: str) -> str:
-    """`host:port`, the port 2181 unless given; an IPv6 address in brackets."""
-    host, separator, port = endpoint.rpartition(":")
-    if not separator or endpoint.endswith("]"):
-        host, port = endpoint, "2181"
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigurationError(f"{endpoint!r} is no host:port such as 127.0.0.1:2181")
-    if ":" in host and not host.startswith("["):
-        raise ConfigurationError(f"write the IPv6 address {endpoint!r} as [address]:port")
-    return f"{host}:{port}"
