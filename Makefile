@@ -9,7 +9,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?= --numprocesses 3 --dist worksteal
 BENCH_ARGS ?=
 
-.PHONY: install test long soak demo bench bench-peers simulate mutants check clean
+.PHONY: install test long soak demo bench bench-peers bench-guardian simulate mutants check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -52,6 +52,9 @@ bench-peers: install
 	$(RUN)/python -m bench.peers_keys
 	$(RUN)/python -m bench.peers_attacks
 	$(RUN)/python -m bench.peers_faults
+
+bench-guardian: install
+	$(WITH_SERVERS) $(RUN)/python -m bench.guardian $(BENCH_ARGS)
 
 # make simulate SEEDS=100000 [FROM=0] plays many schedules of the peers core; SEED=n plays one, to read.
 simulate: install

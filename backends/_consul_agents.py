@@ -15,14 +15,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import aiohttp
 import msgspec
 from consul import aio, base
 
+from .._guardian_wire import tls
 from ..clock import Clock
 from ..errors import (
     AccessDenied,
@@ -175,6 +177,27 @@ class Agents:
         A request that fails is sent again, to the next agent: that alone is no outage.
         """
         return failures >= max(2, len(self._endpoints))
+
+    def way(self) -> Mapping[str, Any]:
+        """What another process needs to reach the same agents, as plain data; with the token."""
+        access = self._access
+        at = self._at % len(self._endpoints)
+        return {
+            # First the one that is known to answer.
+            "endpoints": [*self._endpoints[at:], *self._endpoints[:at]],
+            "tls": tls(access.ca, access.certificate, access.key) if access.tls else None,
+            "headers": {} if access.token is None else {"X-Consul-Token": access.token},
+        }
+
+    def path_of(self, path: str, *parameters: tuple[str, str]) -> str:
+        """The path of a request with its query, as it goes over the wire."""
+        query = urlencode([*parameters, *self._where()])
+        return f"{quote(path)}?{query}" if query else quote(path)
+
+    def _where(self) -> Parameters:
+        access = self._access
+        where = [("dc", access.datacenter), ("ns", access.namespace)]
+        return [(name, value) for name, value in where if value]
 
     # --- links ---
 
@@ -332,8 +355,7 @@ class Agents:
         timeout: float,
     ) -> Answer:
         access = self._access
-        where = [("dc", access.datacenter), ("ns", access.namespace)]
-        query = [*parameters, *((name, value) for name, value in where if value)]
+        query = [*parameters, *self._where()]
         headers = {} if access.token is None else {"X-Consul-Token": access.token}
         arguments: dict[str, Any] = {
             "params": query,

@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..backend import Contender
+from ..backend import Contender, ReleasePlan
 from ..errors import AccessDenied, NotLeader, SessionLost, StoreError, StoreUnavailable
 from ..lease import Claim, claim
 from ..session import Slot
 from ._consul_agents import Refused
 from ._consul_places import Attendance, Place
+from ._consul_release import release
 from ._consul_requests import (
     LOCK_FLAGS,
     ConsulEntry,
@@ -45,14 +46,20 @@ class ConsulContender(Contender):
     """One candidate's part in one election."""
 
     def __init__(
-        self, election: Election, key: str, value: bytes, ttl: float, own_session: bool
+        self,
+        election: Election,
+        key: str,
+        value: bytes,
+        ttl: float,
+        own_session: bool,
+        guarded: bool,
     ) -> None:
         self._election = election
         self._clock = election.context.clock
         self.key = key
         self._target = Target(key)
         self._value = value
-        self._slot: Slot[ConsulSession] = election.sessions.reserve(key, ttl, own_session)
+        self._slot: Slot[ConsulSession] = election.sessions.reserve(key, ttl, own_session, guarded)
         self._session: ConsulSession | None = None
         # Our key as the store had it last; None while we know of none.
         self._held: ConsulEntry | None = None
@@ -338,6 +345,16 @@ class ConsulContender(Contender):
             held = self._held = present
 
     # --- to give way ---
+
+    def release_plan(self) -> ReleasePlan | None:
+        if self._session is None:
+            return None
+        agents, session = self._election.agents, self._session
+        freed = agents.path_of(
+            f"/v1/kv/{self.key}", ("release", session.id), ("flags", str(LOCK_FLAGS))
+        )
+        ended = [agents.path_of(f"/v1/session/destroy/{each}") for each in session.ids]
+        return ReleasePlan(release, {**agents.way(), "paths": [freed, *ended]})
 
     async def leave(self) -> None:
         self._lost = None

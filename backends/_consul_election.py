@@ -42,8 +42,10 @@ class Election:
         self.places = Places(agents, watches, context)
         self._tasks: set[asyncio.Future[Any]] = set()
 
-    def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> ConsulContender:
-        return ConsulContender(self, key, value, ttl, own_session)
+    def contender(
+        self, key: str, value: bytes, ttl: float, own_session: bool, guarded: bool = False
+    ) -> ConsulContender:
+        return ConsulContender(self, key, value, ttl, own_session, guarded)
 
     def spawn(self, work: Any) -> asyncio.Future[None]:
         async def until_closed() -> None:

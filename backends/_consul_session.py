@@ -196,6 +196,11 @@ class ConsulSession(Session):
         if not making.cancelled() and making.exception() is None:
             self._waiting = making.result()
 
+    @property
+    def ids(self) -> list[str]:
+        """Of the sessions that there are at the server: for places first, then our own."""
+        return [self.id] if self._waiting is None else [self._waiting, self.id]
+
     def owns(self, entry: ConsulEntry) -> bool:
         """Whether the key is held by us."""
         return entry.session is not None and entry.session in (self.id, self._waiting)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from .._guardian_wire import tls
 from ..clock import Clock
 from ..errors import (
     AccessDenied,
@@ -125,6 +126,18 @@ class Connection:
         One that dies is opened again, at the next endpoint: that alone is no outage.
         """
         return failures >= max(2, len(self._endpoints))
+
+    def way(self) -> Mapping[str, Any]:
+        """What another process needs to reach the same servers, as plain data; with secrets."""
+        secrets = self._credentials
+        at = self._at % len(self._endpoints)
+        return {
+            # First the one that is known to answer.
+            "endpoints": [*self._endpoints[at:], *self._endpoints[:at]],
+            "tls": tls(secrets.ca, secrets.certificate, secrets.key) if secrets.tls else None,
+            "token": self._token or "",
+            "login": None if secrets.user is None else (secrets.user, secrets.password or ""),
+        }
 
     # --- links ---
 

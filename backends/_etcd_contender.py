@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..backend import Contender
+from ..backend import Contender, ReleasePlan
 from ..errors import (
     AccessDenied,
     LeadershipError,
@@ -22,6 +22,7 @@ from ..errors import (
 )
 from ..lease import Claim, claim
 from ..session import Slot
+from ._etcd_release import release
 from ._etcd_requests import (
     EVENT_DELETE,
     created,
@@ -62,13 +63,19 @@ class EtcdContender(Contender):
     """One candidate's entry in one election."""
 
     def __init__(
-        self, backend: Election, key: str, value: bytes, ttl: float, own_session: bool
+        self,
+        backend: Election,
+        key: str,
+        value: bytes,
+        ttl: float,
+        own_session: bool,
+        guarded: bool,
     ) -> None:
         self._backend = backend
         self.key = key
         self._prefix = prefix_of(key)
         self._value = value
-        self._slot: Slot[EtcdSession] = backend.sessions.reserve(key, ttl, own_session)
+        self._slot: Slot[EtcdSession] = backend.sessions.reserve(key, ttl, own_session, guarded)
         self._session: EtcdSession | None = None
         # Our entry's key and create revision; the revision is 0 while none is known to stand.
         self.name = b""
@@ -379,6 +386,12 @@ class EtcdContender(Contender):
             raise NotLeader(f"our entry for {self.key!r} is gone; campaign again")
         self._written = written
         self._value = value
+
+    def release_plan(self) -> ReleasePlan | None:
+        if self._session is None:
+            return None
+        way = self._backend.connection.way()
+        return ReleasePlan(release, {**way, "lease": self._session.id})
 
     async def leave(self) -> None:
         self._lost = None

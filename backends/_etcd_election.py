@@ -49,12 +49,14 @@ class Election:
         self._below: collections.Counter[str] = collections.Counter()
         self._tasks: set[asyncio.Future[Any]] = set()
 
-    def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> EtcdContender:
+    def contender(
+        self, key: str, value: bytes, ttl: float, own_session: bool, guarded: bool = False
+    ) -> EtcdContender:
         if key not in self._keys:
             self._warn_if_nested(key)
             self._below.update(_directories_of(key))
         self._keys[key] += 1
-        return EtcdContender(self, key, value, ttl, own_session)
+        return EtcdContender(self, key, value, ttl, own_session, guarded)
 
     def forget(self, contender: EtcdContender) -> None:
         key = contender.key

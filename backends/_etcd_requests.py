@@ -29,6 +29,16 @@ def is_contender(key: bytes, prefix: bytes) -> bool:
     return _CONTENDER_NAME.fullmatch(key, len(prefix)) is not None
 
 
+def leased_election(key: bytes, lease: int) -> bytes | None:
+    """The election that an entry is in, by its name and lease; None: it is no contender's.
+
+    Where the election is not known beforehand, the lease in the name tells: a
+    key that only looks like one hangs on another lease, or on none.
+    """
+    election, _, name = key.rpartition(b"/")
+    return election if election and lease and name == f"{lease:x}".encode() else None
+
+
 def created(key: bytes, revision: int) -> Any:
     """The condition that `key` is still the one created at `revision`; 0: that there is none."""
     return etcdrpc.Compare(

@@ -15,19 +15,28 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ..backend import Context
-from ..errors import ConfigurationError, StoreUnavailable
-from ..events import PeerAlarm, PeerMembers, PeerMembersDiffer, PeerReady, PeerRefused
+from ..backend import Context, ReleasePlan
+from ..errors import ConfigurationError, HandleClosed, StoreUnavailable
+from ..events import (
+    LeaseRenewed,
+    PeerAlarm,
+    PeerMembers,
+    PeerMembersDiffer,
+    PeerReady,
+    PeerRefused,
+)
 from ._electio import Surface
 from ._peers_http import DROPPED, Answer, Asked, Client, Server
 from ._peers_knowledge import LEADER, Knowledge
 from ._peers_legacy import WHO, Legacy
 from ._peers_members import MEMBERS, MemberList, is_member
 from ._peers_operator import Operator
+from ._peers_plan import plan_of
 from ._peers_post import MESSAGES, UNREADABLE, Post, report
 from ._peers_seal import Node, OtherIncarnation, Refused, Seals
 from ._peers_settings import Settings
 from ._peers_state import StateDirectory, StateUnwritableError
+from ._peers_survey import View
 from ._quorum_effects import (
     Effect,
     Elected,
@@ -126,6 +135,7 @@ class Driver:
         self._state = None if settings.state_dir is None else StateDirectory(settings.state_dir)
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "leadership-peers-state")
         self._parts: dict[str, Part] = {}
+        self._renewed: Renewed | None = None
         self._awaited: dict[tuple[str, str, int], _Awaited] = {}
         self._timer: Any = None
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -136,6 +146,7 @@ class Driver:
         self._closed = False
         self._ignored = False
         self.node: QuorumLease = None  # type: ignore[assignment]
+        self.view: View | None = None
         self.members: MemberList = None  # type: ignore[assignment]
         self.knowledge: Knowledge = None  # type: ignore[assignment]
         self.surface = Surface(
@@ -192,7 +203,7 @@ class Driver:
             self._context.random,
             self._clock.now,
             self.act,
-            self.knowledge.wait,
+            self._wait_while_open,
             Operator(self._client, settings, self._context).ask,
             self.complain,
         )
@@ -275,6 +286,11 @@ class Driver:
         if self.knowledge is not None:
             self.knowledge.close()
 
+    async def _wait_while_open(self, seconds: float) -> None:
+        await self.knowledge.wait(seconds)
+        if self._closed:
+            raise HandleClosed("the store is closed: make a new one")
+
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -304,6 +320,11 @@ class Driver:
         # Read before the decision, and so before anything is sent: terms count from it.
         self._carry_out(decide(self._clock.now()))
 
+    def release_plan(self, key: str, uid: str) -> ReleasePlan | None:
+        """How another process tells the others that this one is dead, and its term over."""
+        releases = self.node.releases(key, uid)
+        return plan_of(releases, self._seals, self._post, self._settings) if releases else None
+
     async def settle(self) -> None:
         """Until who can be reached has been told of what was decided."""
         await self._post.settle(self._settings.timing.heartbeat)
@@ -315,6 +336,7 @@ class Driver:
             except Exception as error:
                 # The others, a loss among them, are owed all the same.
                 report(error)
+        self._tell_renewal()
         self._arm()
 
     def _carry_out_one(self, effect: Effect) -> None:
@@ -327,6 +349,7 @@ class Driver:
                 if uid in self._parts:
                     self._parts[uid].elected(effect)
             case Renewed(uid=uid):
+                self._renewed = effect
                 if uid in self._parts:
                     self._parts[uid].renewed(effect)
             case Lost(uid=uid):
@@ -348,6 +371,14 @@ class Driver:
             case Ignored(sender, reason):
                 self._ignored = True
                 self.complain(sender, reason)
+
+    def _tell_renewal(self) -> None:
+        """One heartbeat renews all keys that the node leads: it is told once."""
+        renewed, self._renewed = self._renewed, None
+        if renewed is not None:
+            now = self._clock.now()
+            told = LeaseRenewed("", now, now - renewed.sent_at, renewed.valid_until)
+            self._context.emit(told)
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -409,6 +440,9 @@ class Driver:
             return Answer(200, str(self._own.incarnation).encode())
         if asked.path == LEADER and asked.method == "GET":
             return await self.knowledge.answer(asked)
+        shown = None if self.view is None else await self.view.answer(asked)
+        if shown is not None:
+            return shown
         reply = self.surface.answer(asked.method, asked.path, asked.query)
         return Answer(reply.status, reply.body, reply.headers)
 
@@ -418,7 +452,11 @@ class Driver:
         members = frozenset(stage.members + stage.joining + stage.retired)
         try:
             try:
-                sealed = self._seals.open_request(asked.headers, MESSAGES, members)
+                # Of the present members this node may not have heard yet: the secret speaks
+                # for them, so that they can tell it.
+                sealed = self._seals.open_request(
+                    asked.headers, MESSAGES, None if self._settings.secrets else members
+                )
             except OtherIncarnation:
                 # Or closing the connection could overtake the answer.
                 await asked.read()
@@ -428,6 +466,9 @@ class Driver:
             sealed.check(body)
             messages = _decoder.decode(body)
             self._check_names(messages, sealed.sender)
+            present = any(m.header.configuration == self.node.configuration for m in messages)
+            if present and sealed.sender.address not in members:
+                raise Refused("the sender is no member")
         except Refused as error:
             self.complain(asked.came_from, str(error))
             return Answer(403)

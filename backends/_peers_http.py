@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from ..clock import Clock
-from ..errors import ConfigurationError, StoreUnavailable
+from ..errors import ConfigurationError, HandleClosed, StoreUnavailable
 
 SILENT = logging.getLogger("leadership.peers.http")
 SILENT.addHandler(logging.NullHandler())
@@ -51,11 +51,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer; `status` 0 drops the connection without one."""
+    """An HTTP answer; `status` 0 drops the connection without one.
+
+    Attributes:
+        parts: a body that is sent part by part, until its end or the client's; instead of `body`.
+    """
 
     status: int
     body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict)
+    parts: AsyncGenerator[bytes, None] | None = None
 
 
 DROPPED = Answer(0)
@@ -319,6 +324,8 @@ class Server:
         connection.busy = True
         try:
             answer = await self._handler(asked)
+            if answer.parts is not None:
+                return await _send_parts(request, answer.parts, answer.headers)
         except TooLongError:
             self.refused(asked.came_from, "its body is too long")
             answer = Answer(413)
@@ -364,6 +371,18 @@ def _drop(connection: _Connection) -> None:
         connection.transport.abort()
 
 
+async def _send_parts(
+    request: web.BaseRequest, parts: AsyncGenerator[bytes, None], headers: Mapping[str, str]
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers=dict(headers))
+    async with contextlib.aclosing(parts):
+        with contextlib.suppress(ConnectionError):
+            await response.prepare(request)
+            async for part in parts:
+                await response.write(part)
+    return response
+
+
 def _response(answer: Answer, close: bool = False) -> web.Response:
     response = web.Response(status=answer.status, body=answer.body, headers=dict(answer.headers))
     if close:
@@ -382,8 +401,11 @@ class Client:
         self._limits = limits
         self._tls = tls
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     def _open(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise HandleClosed("the store is closed: make a new one")
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
@@ -416,6 +438,7 @@ class Client:
 
         Raises:
             StoreUnavailable: no answer came, or one that is too long.
+            HandleClosed: after `close`.
         """
         scheme = "https" if self._tls else "http"
         try:
@@ -441,6 +464,7 @@ class Client:
             raise StoreUnavailable(f"{address} does not answer: {why}") from error
 
     async def close(self) -> None:
+        self._closed = True
         session, self._session = self._session, None
         if session is not None:
             await session.close()

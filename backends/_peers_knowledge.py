@@ -58,9 +58,14 @@ class LeaderAnswer(msgspec.Struct, frozen=True):
 
 
 class Knowledge:
-    """One node's, with a bell that rings at each change."""
+    """One node's, with a bell that rings at each change.
+
+    Attributes:
+        version: how often it rang.
+    """
 
     def __init__(self, node: QuorumLease, clock: Clock) -> None:
+        self.version = 0
         self._node = node
         self._clock = clock
         self._heartbeat = node.timing.heartbeat
@@ -83,8 +88,12 @@ class Knowledge:
         """Whether this node would have heard of a leader of `key`, if there is one."""
         if self._reached_since is None or not self.reaches_quorum():
             return False
-        if self.leader(key) is not None:
-            return True
+        return self.leader(key) is not None or self.knows_all()
+
+    def knows_all(self) -> bool:
+        """Whether this node would have heard of every leader."""
+        if self._reached_since is None or not self.reaches_quorum():
+            return False
         # A leader is heard of with each heartbeat.
         return self._clock.now() - self._reached_since > 2 * self._heartbeat
 
@@ -100,6 +109,7 @@ class Knowledge:
 
     def ring(self) -> None:
         """Something is different."""
+        self.version += 1
         changed, self._changed = self._changed, None
         if changed is not None and not changed.done():
             changed.set_result(None)

@@ -17,7 +17,13 @@ from enum import StrEnum
 import msgspec
 
 from ..backend import Membership
-from ..errors import ConfigurationError, LeadershipError, NotSupported, StoreUnavailable
+from ..errors import (
+    ConfigurationError,
+    HandleClosed,
+    LeadershipError,
+    NotSupported,
+    StoreUnavailable,
+)
 from ._peers_http import Answer, Asked, split_address
 from ._peers_post import UNREADABLE
 from ._peers_seal import OtherIncarnation, Refused, Seals
@@ -134,7 +140,8 @@ class MemberList:
     Args:
         node: the node.
         act: has it decide something.
-        wait_change: waits until something about it is different, or for some seconds.
+        wait_change: waits until something about it is different, or for some seconds;
+            raises HandleClosed when the node is closed.
         ask: asks another node, as an operator does.
         complain: is told who sent what had no effect, and why.
     """
@@ -171,7 +178,10 @@ class MemberList:
         """Answer an operator."""
         try:
             try:
-                sealed = self._seals.open_request(asked.headers, MEMBERS, frozenset({OPERATOR}))
+                # Each command is another operator. A change that is repeated has a nonce used up.
+                sealed = self._seals.open_request(
+                    asked.headers, MEMBERS, frozenset({OPERATOR}), once=False
+                )
             except OtherIncarnation:
                 # Or closing the connection could overtake the answer.
                 await asked.read()
@@ -199,7 +209,12 @@ class MemberList:
         if question.nonce not in self._nonces:
             return self.told(Outcome.STALE, "the nonce is used up")
         del self._nonces[question.nonce]
-        return await self.change(question.add, question.remove, min(question.wait, LONGEST_WAIT))
+        try:
+            return await self.change(
+                question.add, question.remove, min(question.wait, LONGEST_WAIT)
+            )
+        except HandleClosed:
+            return self.told(Outcome.ELSEWHERE, f"{self._node.id} is being closed")
 
     def told(self, outcome: Outcome = Outcome.DONE, reason: str = "") -> MembersTold:
         """What this node knows now."""
@@ -244,11 +259,26 @@ class MemberList:
                 stage = node.stage
                 if not stage.joining:
                     wanted = tuple(sorted({*stage.members, *add} - remove))
-                    if wanted == stage.members:
+                    came_about = -1 < proposed_in < stage.epoch or (
+                        not add and remove <= {*stage.retired}
+                    )
+                    if wanted == stage.members and came_about:
                         return self.told()
                     if not is_member(node.id, stage):
                         return self.told(Outcome.ELSEWHERE, f"{node.id} is no member")
-                    if proposed_in != stage.epoch:
+                    if not node.reaches_quorum(self._now()):
+                        # Who has heard of a later list answers to this one no more.
+                        self._obstacle = (
+                            f"{node.id} reaches no majority of the members that it knows of, "
+                            "and may have missed a change"
+                        )
+                    elif never := sorted(remove - {*stage.members, *stage.retired}):
+                        raise ConfigurationError(
+                            f"{', '.join(never)} is no member, and never was: look at the list"
+                        )
+                    elif wanted == stage.members:
+                        return self.told()
+                    elif proposed_in != stage.epoch:
                         self._obstacle = await self._obstacle_to(stage, wanted)
                         if node.stage != stage:
                             continue
@@ -314,6 +344,8 @@ class MemberList:
             return True
         try:
             told = await self._ask(address, MembersQuestion(self._settings.cluster), _PATIENCE)
+        except HandleClosed:
+            raise
         except LeadershipError:
             return False
         if told.outcome is not Outcome.DONE or not told.is_member:
@@ -329,6 +361,8 @@ class MemberList:
             told = await self._ask(address, MembersQuestion(self._settings.cluster), _PATIENCE)
         except StoreUnavailable as error:
             return f"{error}: start it as a node that joins (join=1)"
+        except HandleClosed:
+            raise
         except LeadershipError as error:
             raise ConfigurationError(f"{address} cannot be added: {error}") from error
         check(told)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
+from typing import TypeVar
 from urllib.parse import urlencode
 
 import msgspec
 
 from ..backend import Context, Entry
 from ..errors import ConfigurationError, StoreUnavailable
+from ..standing import Standing
 from ._peers_http import Client, split_address
 from ._peers_knowledge import LEADER, LeaderAnswer
 from ._peers_members import MembersTold
 from ._peers_operator import Operator
 from ._peers_post import UNREADABLE
 from ._peers_settings import Settings
+from ._peers_survey import ELECTIONS, ElectionsAnswer
+
+Told = TypeVar("Told")
 
 _POLL = 1.0
 """Seconds that a node may hold an answer back while nothing changes."""
@@ -44,15 +49,23 @@ class Observer:
             StoreUnavailable: no node knows.
         """
         query = urlencode({"key": key, "tag": tag, "wait": wait})
+
+        def take(body: bytes) -> LeaderAnswer | None:
+            told = msgspec.json.decode(body, type=LeaderAnswer)
+            self._learn(told.members)
+            return told if told.known and (told.value is None or told.term >= above) else None
+
+        return await self._ask(f"{LEADER}?{query}", wait, take)
+
+    async def _ask(self, path: str, wait: float, take: Callable[[bytes], Told | None]) -> Told:
         failures = []
         for address in list(self._members):
             try:
                 answer = await self._client.call(
-                    "GET", address, f"{LEADER}?{query}", timeout=wait + self._patience
+                    "GET", address, path, timeout=wait + self._patience
                 )
-                told = msgspec.json.decode(answer.body, type=LeaderAnswer)
-                self._learn(told.members)
-                if told.known and (told.value is None or told.term >= above):
+                told = take(answer.body)
+                if told is not None:
                     return told
                 failures.append(f"{address} does not know")
             except (StoreUnavailable, *UNREADABLE) as error:
@@ -89,5 +102,20 @@ class Observer:
         """Change the list through any node; see `Operator.change`."""
         return await self._operator.change(self._members, add, remove, timeout)
 
+    async def follow_elections(self, prefix: str) -> AsyncGenerator[tuple[Standing, ...], None]:
+        """The elections below the prefix as they stand now, then at each change."""
+        tag, wait = "", 0.0
+        while True:
+            query = urlencode({"prefix": prefix, "tag": tag, "wait": wait})
+            told = await self._ask(f"{ELECTIONS}?{query}", wait, _known_elections)
+            if told.tag != tag:
+                yield tuple(each.standing() for each in told.elections)
+            tag, wait = told.tag, _POLL
+
     async def close(self) -> None:
         await self._client.close()
+
+
+def _known_elections(body: bytes) -> ElectionsAnswer | None:
+    told = msgspec.json.decode(body, type=ElectionsAnswer)
+    return told if told.known else None

@@ -102,19 +102,27 @@ class Operator:
 
         Raises:
             TimeoutError: it did not end within `timeout` seconds.
+            StoreUnavailable: no node answered in that time, so nothing was changed.
             ConfigurationError, NotSupported: it is refused.
             AccessDenied: we are not believed.
         """
+        question = MembersQuestion(self._settings.cluster)
         until = math.inf if timeout is None else self._clock.now() + timeout
         known = "no node was asked yet"
+        heard = False
         asked = list(dict.fromkeys(addresses))
         while True:
             for address in list(asked):
                 left = until - self._clock.now()
                 if timeout is not None and left <= 0:
+                    if not heard:
+                        raise StoreUnavailable(f"no node answers, so nothing is changed: {known}")
                     raise not_in_time(timeout, known)
                 try:
-                    told = await self._change_through(address, add, remove, left)
+                    told = await self.ask(address, question, min(left, _PATIENCE))
+                    check(told)
+                    heard = True
+                    told = await self._change_through(address, told.nonce, add, remove, left)
                 except StoreUnavailable as error:
                     known = str(error)
                     continue
@@ -126,11 +134,14 @@ class Operator:
             await self._clock.sleep(self._settings.timing.heartbeat)
 
     async def _change_through(
-        self, address: str, add: Collection[str], remove: Collection[str], left: float
+        self,
+        address: str,
+        nonce: str,
+        add: Collection[str],
+        remove: Collection[str],
+        left: float,
     ) -> MembersTold:
-        cluster = self._settings.cluster
-        told = await self.ask(address, MembersQuestion(cluster), min(left, _PATIENCE))
-        check(told)
         wait = min(left, LONGEST_WAIT)
-        question = MembersQuestion(cluster, told.nonce, tuple(add), tuple(remove), wait)
+        cluster = self._settings.cluster
+        question = MembersQuestion(cluster, nonce, tuple(add), tuple(remove), wait)
         return await self.ask(address, question, wait + _PATIENCE)

@@ -104,6 +104,10 @@ class Post:
         """Whether the node has lately proved to be one of ours."""
         return self._clock.now() - self._line(address).heard_at < _HEARD
 
+    def incarnation(self, address: str) -> int:
+        """Which run of that node answered last; 0: not known."""
+        return self._line(address).node.incarnation
+
     async def settle(self, seconds: float) -> None:
         """Wait until all that was to be sent has been answered, but no longer than that."""
         for line in self._lines.values():

@@ -14,16 +14,17 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
+from ._peers_code import PREFIX, code, digest
 from ._quorum_messages import Ticket
 
 WIRE_VERSION = 1
 KNOWN_VERSIONS = frozenset({WIRE_VERSION})
 
-_PREFIX = "Leadership-"
 _WINDOW = 4096
 _INCARNATIONS = 4
 """How many incarnations of one sender are told apart, so that an old one's are not new again."""
@@ -59,7 +60,7 @@ class Sealed:
         Raises:
             Refused: it is another.
         """
-        if not hmac.compare_digest(self.digest.encode(), _digest(body).encode()):
+        if not hmac.compare_digest(self.digest.encode(), digest(body).encode()):
             raise Refused("its content is not the one that was sealed")
 
 
@@ -101,6 +102,16 @@ class Seals:
         self._windows: dict[str, dict[int, _Window]] = {}
         self._retired: set[Node] = set()
 
+    def sender(self) -> Mapping[str, Any]:
+        """What another process needs to seal in our name when we are dead; with the secret."""
+        fields = {
+            "Wire": str(WIRE_VERSION),
+            "From": self.own.address,
+            "From-Incarnation": str(self.own.incarnation),
+        }
+        secret = self._secrets[0] if self._secrets else b""
+        return {"fields": fields, "secret": secret}
+
     # --- requests ---
 
     def request(self, to: Node, path: str, body: bytes) -> tuple[dict[str, str], int]:
@@ -113,17 +124,24 @@ class Seals:
             "To": to.address,
             "To-Incarnation": str(to.incarnation),
             "Number": str(self._number),
-            "Digest": _digest(body),
+            "Digest": digest(body),
         }
         return self._sealed(fields, path), self._number
 
     def open_request(
-        self, headers: Mapping[str, str], path: str, members: frozenset[str]
+        self,
+        headers: Mapping[str, str],
+        path: str,
+        members: frozenset[str] | None,
+        *,
+        once: bool = True,
     ) -> Sealed:
         """Check a request's head, before its content is worth reading: see `Sealed.check`.
 
         Args:
-            members: the addresses that may send one.
+            members: the addresses that may send one; None: any.
+            once: refuse one that was seen before; False where its content shows that. Of
+                senders without end the numbers cannot be kept.
 
         Raises:
             OtherIncarnation: its head is genuine, but meant for this node before a restart.
@@ -132,14 +150,14 @@ class Seals:
         fields = _fields(headers, _REQUEST)
         self._check(fields, headers, path)
         sender = Node(fields["From"], _number(fields["From-Incarnation"]))
-        if sender.address not in members:
+        if members is not None and sender.address not in members:
             raise Refused("the sender is no member")
         if fields["To"] != self.own.address:
             raise Refused("it is addressed to another node")
         number = _number(fields["Number"])
         if _number(fields["To-Incarnation"]) != self.own.incarnation:
             raise OtherIncarnation("it is addressed to an earlier process of this node")
-        if self._secrets and not self._window(sender).take(number):
+        if once and self._secrets and not self._window(sender).take(number):
             raise Refused("it was seen before")
         return Sealed(sender, number, fields["Digest"])
 
@@ -168,7 +186,7 @@ class Seals:
             "To": _header(to, "From"),
             "To-Incarnation": _header(to, "From-Incarnation"),
             "Answers": _header(to, "Number"),
-            "Digest": _digest(body),
+            "Digest": digest(body),
         }
         return self._sealed(fields, path)
 
@@ -210,9 +228,9 @@ class Seals:
     # --- the code ---
 
     def _sealed(self, fields: dict[str, str], path: str) -> dict[str, str]:
-        headers = {_PREFIX + name: value for name, value in fields.items()}
+        headers = {PREFIX + name: value for name, value in fields.items()}
         if self._secrets:
-            headers[_PREFIX + "Seal"] = _code(self._secrets[0], fields, path)
+            headers[PREFIX + "Seal"] = code(self._secrets[0], fields, path)
         return headers
 
     def _check(self, fields: Mapping[str, str], headers: Mapping[str, str], path: str) -> None:
@@ -220,7 +238,7 @@ class Seals:
             given = _header(headers, "Seal").encode()
             # All are compared, in constant time: how long it takes tells nothing.
             fits = [
-                hmac.compare_digest(_code(secret, fields, path).encode(), given)
+                hmac.compare_digest(code(secret, fields, path).encode(), given)
                 for secret in self._secrets
             ]
             if not any(fits):
@@ -233,30 +251,20 @@ _REQUEST = ("Wire", "From", "From-Incarnation", "To", "To-Incarnation", "Number"
 _ANSWER = ("Wire", "From", "From-Incarnation", "To", "To-Incarnation", "Answers", "Digest")
 
 
-def _digest(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
-
-
-def _code(secret: bytes, fields: Mapping[str, str], path: str) -> str:
-    parts = [path, *(f"{name}={value}" for name, value in fields.items())]
-    # Header values hold no line break, so no two sets of fields read alike.
-    return hmac.new(secret, "\n".join(parts).encode(), hashlib.sha256).hexdigest()
-
-
 def _ticket_code(secret: bytes, ticket: Ticket) -> str:
     content = msgspec.json.encode(replace(ticket, seal=""))
     return hmac.new(secret, b"ticket\n" + content, hashlib.sha256).hexdigest()
 
 
 def _header(headers: Mapping[str, str], name: str) -> str:
-    return headers.get(_PREFIX + name, "")
+    return headers.get(PREFIX + name, "")
 
 
 def _fields(headers: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
     fields = {name: _header(headers, name) for name in names}
     missing = [name for name, value in fields.items() if not value]
     if missing:
-        raise Refused(f"the header {_PREFIX}{missing[0]} is missing")
+        raise Refused(f"the header {PREFIX}{missing[0]} is missing")
     return fields
 
 

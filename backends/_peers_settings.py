@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
+from .._guardian_wire import tls
 from ..backend import Address, Context
 from ..errors import ConfigurationError
+from ..options import read_options
 from ..registry import nearest
 from ._peers_http import Limits, is_loopback, split_address
 from ._quorum_timing import Timing
@@ -38,6 +41,7 @@ class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     observe: bool = False
     shown: str | None = None
     electio_changes: bool = False
+    ui: bool = True
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
@@ -56,6 +60,7 @@ class Settings:
         joins: this node is added to the members when it runs, and waits for that.
         shown: the election whose leader electio's nodes are told of; the first, if None.
         observer: this is a client, which only asks.
+        ui: the node shows the live page, at `/ui`.
     """
 
     members: tuple[str, ...]
@@ -70,9 +75,11 @@ class Settings:
     observer: bool
     shown: str | None
     electio_changes: bool
+    ui: bool
     limits: Limits
     server_tls: ssl.SSLContext | None
     client_tls: ssl.SSLContext | None
+    tls_files: Mapping[str, str | None] | None
 
     @property
     def shortest_ttl(self) -> float:
@@ -97,7 +104,7 @@ def settings_of(address: Address, context: Context) -> Settings:
     Raises:
         ConfigurationError: it can never work; the message says what to do.
     """
-    options = _options(address)
+    options = read_options(address, _Options)
     members = tuple(address.endpoints)
     if not members:
         raise ConfigurationError(
@@ -141,9 +148,11 @@ def settings_of(address: Address, context: Context) -> Settings:
         observer=options.observe,
         shown=options.shown,
         electio_changes=options.electio_changes,
+        ui=options.ui,
         limits=Limits(body=_BODY),
         server_tls=server_tls,
         client_tls=client_tls,
+        tls_files=tls(options.ca, options.cert, options.key) if client_tls is not None else None,
     )
 
 
@@ -160,17 +169,6 @@ def _others(members: tuple[str, ...], own: str, options: _Options) -> tuple[str,
     if not others:
         raise ConfigurationError("join=1 needs the members that it joins, and lists none of them")
     return others
-
-
-def _options(address: Address) -> _Options:
-    known = _Options.__struct_fields__
-    for name in address.options:
-        if name not in known:
-            raise ConfigurationError(f"peers:// has no option {name!r}: {nearest(name, known)}")
-    try:
-        return msgspec.convert(dict(address.options), _Options, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"an option of peers:// does not fit: {error}") from error
 
 
 def _timing(options: _Options, context: Context, members: int) -> Timing:

@@ -2,8 +2,8 @@
 
 Each line of the file is one change with its checksum, and one fsync makes it
 durable. A last line that is torn was never confirmed to anybody, so it is
-dropped. A file that is damaged elsewhere says nothing: the node counts as one
-that has no file.
+dropped. A file that is damaged elsewhere is refused: taken for none, it would
+have the node vote a second time, or by a list of members that has passed.
 """
 
 from __future__ import annotations
@@ -44,17 +44,15 @@ class StateDirectory:
         self._lock: BinaryIO | None = None
         self._values: dict[str, Any] = {}
         self._outdated = 0
-        self.damaged = False
-        """Whether there was a file that could not be believed."""
 
     def open(self) -> Mapping[str, Any]:
         """Take the directory for this process, and return the last value of each name.
 
         Raises:
-            ConfigurationError: another process has it, or it cannot be used.
+            ConfigurationError: another process has it, it cannot be used, or it is damaged.
         """
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._make()
             self._take()
             self._read()
             self._rewrite()
@@ -64,7 +62,17 @@ class StateDirectory:
                 f"state_dir={str(self._directory)!r} cannot be used: {error.strerror or error}; "
                 "give a directory of this node's own that it may write to"
             ) from error
+        except ConfigurationError:
+            self.close()
+            raise
         return dict(self._values)
+
+    def _make(self) -> None:
+        missing = [each for each in self._directory.parents if not each.exists()]
+        if not self._directory.exists():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for each in reversed([self._directory, *missing]):
+                _sync_directory(each.parent)
 
     def _take(self) -> None:
         self._lock = (self._directory / "lock").open("ab")
@@ -89,8 +97,11 @@ class StateDirectory:
         for line in lines[:-1]:
             changes = _decoded(line)
             if changes is None:
-                self._values, self.damaged = {}, True
-                return
+                raise ConfigurationError(
+                    f"{str(self._path)!r} is damaged, and what this node promised is lost: remove "
+                    "it from the members, and add it at another address; or, where no member was "
+                    "ever added or removed, empty its state_dir, and start it without bootstrap=1"
+                )
             self._values.update(changes)
 
     def write(self, changes: Mapping[str, Any]) -> None:

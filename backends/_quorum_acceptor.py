@@ -39,6 +39,7 @@ class Record:
         promised_to, promised_until: the promise.
         number: of the request that it answered.
         asked_by, asked_at: a contender, lately.
+        campaigned_in: the highest term that this node itself asked for votes in.
         touched_at: when anybody asked for the key.
     """
 
@@ -50,6 +51,7 @@ class Record:
     number: int = 0
     asked_by: Owner | None = None
     asked_at: float = -math.inf
+    campaigned_in: int = 0
     touched_at: float = -math.inf
 
 
@@ -175,12 +177,29 @@ class Acceptor:
         record.promised_until = -math.inf
         return True
 
+    def note_campaign(self, key: str, term: int, now: float) -> None:
+        """This node asks for votes in the term, whoever grants them, and never will again.
+
+        Else what is late of a campaign that failed, its release above all, would
+        be taken for one of the next campaign's, and end a term that is led.
+        """
+        record = self._record(key, now)
+        if record is None:
+            self.floor = max(self.floor, term)
+        else:
+            record.campaigned_in = max(record.campaigned_in, term)
+
     # --- what it knows ---
 
     def term(self, key: str) -> int:
         """The highest term known for the key."""
         record = self.records.get(key)
         return self.floor if record is None else record.max_term
+
+    def term_to_exceed(self, key: str) -> int:
+        """The highest term known for the key, this node's own failed campaigns included."""
+        record = self.records.get(key)
+        return self.floor if record is None else max(record.max_term, record.campaigned_in)
 
     def promise_to_another(self, key: str, node: str, now: float) -> float:
         """When a live promise to another node's contender ends; minus infinity: there is none."""
@@ -239,7 +258,8 @@ class Acceptor:
             if record.touched_at < before and record.promised_until <= now
         ]
         for key in idle:
-            self.floor = max(self.floor, self.records.pop(key).max_term)
+            self.floor = max(self.floor, self.term_to_exceed(key))
+            del self.records[key]
 
     # --- the rules ---
 

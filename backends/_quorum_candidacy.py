@@ -26,6 +26,7 @@ from ._quorum_messages import (
     Owner,
     PreVote,
     PreVoteAnswer,
+    Release,
     Ticket,
     Vote,
     VoteAnswer,
@@ -192,6 +193,18 @@ class Candidacy:
         self._attempt_at = now + self._delay()
         self._commons.releases.add(ticket, contender.ttl, now, told=True, contender=named)
 
+    def releases(self, uid: str) -> list[Release]:
+        """What would end this contender's term: for each other member one that names it."""
+        mail = self._commons.mail
+        others = [receiver for receiver in mail.receivers() if receiver != mail.id]
+        if not self.leads(uid) or not others:
+            return []
+        number = mail.next_number()
+        return [
+            Release(mail.header(other, number), self._ticket(other, mail.peer(other).incarnation))
+            for other in others
+        ]
+
     def proclaim(self, uid: str, value: bytes) -> bool:
         """Change the value; whether this contender is there."""
         for contender in self._queue:
@@ -300,6 +313,7 @@ class Candidacy:
         # Who takes over follows a term that is known: no need of the clock, which
         # nobody was asked about, and whose error this node's own vote would keep.
         self.term = self._known_term() + 1 if ticket is not None else self._next_term()
+        self._commons.acceptor.note_campaign(self.key, self.term, now)
         contender = self._active()
         ttl = contender.ttl if self._combined else 0.0
         number = self._open_ballot(now, min(timing.vote_window, 2 * timing.heartbeat))
@@ -522,7 +536,7 @@ class Candidacy:
         return self.term <= self._established_term + FAR_AHEAD
 
     def _known_term(self) -> int:
-        return max(self._seen_term, self._commons.acceptor.term(self.key))
+        return max(self._seen_term, self._commons.acceptor.term_to_exceed(self.key))
 
     def _next_term(self) -> int:
         # Where everybody forgot, real time still tells a later term from an earlier one.

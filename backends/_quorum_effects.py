@@ -71,12 +71,13 @@ class Elected:
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """The term is valid until this later moment."""
+    """The term is valid until this later moment, by promises asked for at `sent_at`."""
 
     key: str
     uid: str
     term: int
     valid_until: float
+    sent_at: float
 
 
 @dataclass(frozen=True, slots=True)

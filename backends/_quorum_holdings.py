@@ -159,7 +159,7 @@ class Holdings:
         until = renewal.sent_at + self._timing.validity(min(entry.ttl, ceiling))
         if until > holding.valid_until:
             holding.valid_until = until
-            self._mail.emit(Renewed(entry.key, entry.uid, entry.term, until))
+            self._mail.emit(Renewed(entry.key, entry.uid, entry.term, until, renewal.sent_at))
 
     def _find(self, number: int) -> _Renewal | None:
         for renewal in reversed(self._renewals):

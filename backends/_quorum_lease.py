@@ -352,6 +352,15 @@ class QuorumLease:
         self._schedule(candidacy)
         return self._finish(now)
 
+    def runs(self) -> tuple[str, ...]:
+        """The configuration, and which run of each other member answered last."""
+        return self.configuration, *self._mail.runs()
+
+    def releases(self, key: str, uid: str) -> list[Release]:
+        """What to tell the others when this node has died while the contender led."""
+        candidacy = self._candidacies.get(key)
+        return [] if candidacy is None else candidacy.releases(uid)
+
     def proclaim(self, key: str, uid: str, value: bytes, now: float) -> list[Effect]:
         """Change the contender's value, for this term and for later ones.
 

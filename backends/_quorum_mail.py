@@ -78,6 +78,10 @@ class Mail:
         others = [member for member in self.quorum.everyone if member not in away]
         return [*others, self.id]
 
+    def runs(self) -> list[str]:
+        """Which run of each receiver answered last."""
+        return [self.peer(receiver).incarnation for receiver in self.receivers()]
+
     def next_number(self) -> int:
         """The number of a new request, which may go to many."""
         self._number += 1

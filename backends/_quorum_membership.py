@@ -160,6 +160,8 @@ class Membership:
         return (
             self._storage.durable
             and not self.stage.joining
+            # With another stage on its way to the disk, what was accepted is no longer kept.
+            and self._storage.latest_stage == self.stage
             and self._mail.id in everyone
             and message.header.sender in everyone
         )

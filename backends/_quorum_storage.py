@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from ._quorum_effects import Persist, Proposal, StoredState
 from ._quorum_mail import Mail
+from ._quorum_members import progress
 from ._quorum_messages import Members
 
 Act = Callable[[float], None]
@@ -56,6 +57,9 @@ class Storage:
             term: the highest that is carried into the stage. Of those who voted in
                 it, a majority of the new members may know nothing but this.
         """
+        if progress(stage) < progress(self._latest.stage):
+            # A later one is on its way to the disk, which must not go back.
+            return
         if not self.durable:
             then(now)
         else:
@@ -73,6 +77,11 @@ class Storage:
     def proposal(self) -> Proposal:
         """What is stored."""
         return self._stored.proposal
+
+    @property
+    def latest_stage(self) -> Members:
+        """What is stored, or about to be, also where that failed and a later write did not."""
+        return self._latest.stage
 
     @property
     def latest_proposal(self) -> Proposal:

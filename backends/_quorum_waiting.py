@@ -133,6 +133,17 @@ class Queues:
         if heard is not None and waiters is not None:
             heard.waiters[key] = tuple(waiter for waiter in waiters if waiter.uid != uid)
 
+    @property
+    def stamp(self) -> object:
+        """Differs from before, where this node was told of anything new."""
+        heard = [(node, each.incarnation, each.version) for node, each in self._heard.items()]
+        return self.version, tuple(heard)
+
+    def keys(self) -> set[str]:
+        """The keys that somebody waits for, as far as this node was told."""
+        heard = (each.waiters.keys() for each in self._heard.values())
+        return {key for key, own in self._own.items() if own.waiters}.union(*heard)
+
     def waiting(self, key: str, now: float) -> list[Waiter]:
         """Who waits to lead, on this node and on those that answer; who began first at the head.
 

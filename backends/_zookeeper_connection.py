@@ -13,7 +13,7 @@ import logging
 import math
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,12 +63,14 @@ class Settings:
         servers: `host:port` each, in the order in which they are tried.
         root: the path that all others are below: "" or `/chroot`.
         acl: who may do what with the nodes that we make.
+        tls_files: what `tls` was made of, for another process.
     """
 
     servers: tuple[str, ...]
     root: str
     acl: Any
     tls: ssl.SSLContext | None = None
+    tls_files: Mapping[str, str | None] | None = None
     auth_data: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     sasl_options: dict[str, Any] | None = field(default=None, repr=False)
 
@@ -268,6 +270,17 @@ class Connection:
         self._connected.set()
         self.watches.cut()
         self.on_lost(str(error))
+
+    def way(self) -> Mapping[str, Any]:
+        """What another process needs to go on with this session, as plain data; with its secret."""
+        session, password = self._client.client_id or (0, b"")
+        return {
+            "endpoints": list(self._settings.servers),
+            "tls": self._settings.tls_files,
+            "session": session,
+            "password": password,
+            "timeout": self.timeout,
+        }
 
     # --- requests ---
 

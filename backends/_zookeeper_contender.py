@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from kazoo.exceptions import NoChildrenForEphemeralsError, NoNodeError
 
-from ..backend import Contender
+from ..backend import Contender, ReleasePlan
 from ..errors import NotLeader, SessionLost, StoreError, StoreUnavailable
 from ..lease import Claim, claim
 from ..session import Slot
 from ._zookeeper_connection import Connection
 from ._zookeeper_observation import contenders_of
+from ._zookeeper_release import release
 from ._zookeeper_session import ZooKeeperSession
 from ._zookeeper_tree import children_of, data_of, fresh, make_parents, stat_of
 
@@ -32,7 +33,13 @@ class ZooKeeperContender(Contender):
     """One candidate's entry in one election."""
 
     def __init__(
-        self, election: Election, key: str, value: bytes, ttl: float, own_session: bool
+        self,
+        election: Election,
+        key: str,
+        value: bytes,
+        ttl: float,
+        own_session: bool,
+        guarded: bool,
     ) -> None:
         self._election = election
         self.key = key
@@ -40,7 +47,9 @@ class ZooKeeperContender(Contender):
         self._value = value
         # Sequential nodes tell two contenders of one session apart, so one key's may share it.
         self._user = f"{key}#{next(election.numbers)}"
-        self._slot: Slot[ZooKeeperSession] = election.sessions.reserve(self._user, ttl, own_session)
+        self._slot: Slot[ZooKeeperSession] = election.sessions.reserve(
+            self._user, ttl, own_session, guarded
+        )
         self._session: ZooKeeperSession | None = None
         # Our entry's name, and its czxid; "" while none is known to stand.
         self._name = ""
@@ -323,6 +332,11 @@ class ZooKeeperContender(Contender):
         if self._told is not None:
             raise NotLeader(f"our entry for {self.key!r} is gone; campaign again")
         self._value = value
+
+    def release_plan(self) -> ReleasePlan | None:
+        if self._session is None:
+            return None
+        return ReleasePlan(release, self._session.connection.way())
 
     async def leave(self) -> None:
         self._lost = None

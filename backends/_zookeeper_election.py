@@ -48,9 +48,9 @@ class Election:
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def contender(
-        self, key: str, value: bytes, ttl: float, own_session: bool
+        self, key: str, value: bytes, ttl: float, own_session: bool, guarded: bool = False
     ) -> ZooKeeperContender:
-        return ZooKeeperContender(self, key, value, ttl, own_session)
+        return ZooKeeperContender(self, key, value, ttl, own_session, guarded)
 
     def spawn(self, work: Any) -> asyncio.Future[None]:
         async def until_closed() -> None:

@@ -92,9 +92,17 @@ class Tree:
         root: the path of the node itself.
         key: its key; "" for the root of all.
         hidden: paths that are left out, with what is below them.
+        index: which transaction of a node is its pair's index: the last write, if not given.
     """
 
-    def __init__(self, root: str, key: str, hidden: frozenset[str]) -> None:
+    def __init__(
+        self,
+        root: str,
+        key: str,
+        hidden: frozenset[str],
+        index: Callable[[Any], int] = lambda stat: int(stat.mzxid),
+    ) -> None:
+        self._index = index
         self._root = root
         self._above = f"{key}/" if key else ""
         self._hidden = hidden
@@ -107,7 +115,7 @@ class Tree:
         if data is None or path == self._root:
             return None
         start = len(self._root) + (self._root != "/")
-        return KVPair(self._above + path[start:], data, stat.mzxid)
+        return KVPair(self._above + path[start:], data, self._index(stat))
 
     async def pairs(self, requests: Requests) -> list[KVPair]:
         """All keys, sorted; no snapshot: what changes meanwhile is in it or not."""

@@ -9,7 +9,6 @@ good order the key is removed; when it died, the key may stay, held by nobody.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncGenerator
 from typing import ClassVar, Literal
 
@@ -17,7 +16,8 @@ import msgspec
 
 from ..backend import Address, Backend, Capability, Contender, Context, Entry, KVPair, Pairs
 from ..errors import ConfigurationError
-from ..registry import nearest
+from ..options import check_tls_files, read_endpoint, read_options
+from ..standing import Standing
 from ._consul_agents import Access, Agents, NoRights
 from ._consul_election import Election
 from ._consul_keys import Keys
@@ -90,7 +90,7 @@ class ConsulBackend(Backend):
         )
         sessions = SessionOptions(options.lock_delay, options.node_health)
         self._agents = Agents(
-            tuple(_checked_endpoint(each) for each in address.endpoints),
+            tuple(read_endpoint(each, 8500) for each in address.endpoints),
             access,
             context.request_timeout,
             context.clock,
@@ -149,7 +149,10 @@ class ConsulBackend(Backend):
     # --- elections ---
 
     def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
-        return self._election.contender(key, value, ttl, own_session)
+        return self._election.contender(key, value, ttl, own_session, guarded=False)
+
+    def guarded_contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        return self._election.contender(key, value, ttl, own_session, guarded=True)
 
     async def observe(self, key: str) -> AsyncGenerator[Entry | None, None]:
         told: Entry | None = None
@@ -160,6 +163,19 @@ class ConsulBackend(Backend):
                 if first or leader != told:
                     yield leader
                 first, told = False, leader
+
+    async def elections(self, directory: str) -> AsyncGenerator[tuple[Standing, ...], None]:
+        told: tuple[Standing, ...] | None = None
+        async with contextlib.aclosing(self._watches.states(_below(directory))) as states:
+            async for seen in states:
+                leaders = {entry.key: _leader(entry) for entry in seen.entries}
+                # Who waits has a session, and nothing that names the key.
+                now = tuple(
+                    Standing(key, leader) for key, leader in sorted(leaders.items()) if leader
+                )
+                if now != told:
+                    yield now
+                told = now
 
 
 def _leader(entry: ConsulEntry | None) -> Entry | None:
@@ -185,21 +201,8 @@ def _below(directory: str) -> Target:
 
 
 def _checked_options(address: Address) -> _Options:
-    known = _Options.__struct_fields__
-    for name in address.options:
-        if name not in known:
-            raise ConfigurationError(f"consul:// has no option {name!r}: {nearest(name, known)}")
-    try:
-        options = msgspec.convert(dict(address.options), _Options, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"an option of consul:// does not fit: {error}") from error
-    if (options.cert is None) != (options.key is None):
-        raise ConfigurationError(
-            "a client certificate needs both cert and key (paths of PEM files)"
-        )
-    for path in (options.ca, options.cert, options.key):
-        if path is not None and not os.access(path, os.R_OK):
-            raise ConfigurationError(f"the file {path!r} cannot be read: give a readable PEM file")
+    options = read_options(address, _Options)
+    check_tls_files(options.ca, options.cert, options.key)
     if not 0 <= options.lock_delay <= 60:
         raise ConfigurationError(
             f"lock_delay={options.lock_delay:g}: give seconds from 0 to 60, as Consul takes them"
@@ -210,15 +213,3 @@ def _checked_options(address: Address) -> _Options:
             "as the agents are configured"
         )
     return options
-
-
-def _checked_endpoint(endpoint: str) -> str:
-    """`host:port`, the port 8500 unless given; an IPv6 address in brackets."""
-    host, separator, port = endpoint.rpartition(":")
-    if not separator or endpoint.endswith("]"):
-        host, port = endpoint, "8500"
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigurationError(f"{endpoint!r} is no host:port such as 127.0.0.1:8500")
-    if ":" in host and not host.startswith("["):
-        raise ConfigurationError(f"write the IPv6 address {endpoint!r} as [address]:port")
-    return f"{host}:{port}"

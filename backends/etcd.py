@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any, ClassVar
 
@@ -27,7 +26,8 @@ from ..errors import (
     StoreError,
     StoreUnavailable,
 )
-from ..registry import nearest
+from ..options import check_tls_files, read_endpoint, read_options
+from ..standing import Contending, Standing, standings_of
 from ._etcd_connection import Connection, Credentials, NoRights
 from ._etcd_election import Election
 from ._etcd_requests import (
@@ -36,6 +36,7 @@ from ._etcd_requests import (
     deleting,
     end_of,
     is_contender,
+    leased_election,
     prefix_of,
     putting,
     unchanged,
@@ -98,7 +99,7 @@ class EtcdBackend(Backend):
             password=options.password,
         )
         self._connection = Connection(
-            tuple(_checked_endpoint(each) for each in address.endpoints),
+            tuple(read_endpoint(each, 2379) for each in address.endpoints),
             credentials,
             context.request_timeout,
             context.clock,
@@ -250,7 +251,10 @@ class EtcdBackend(Backend):
     # --- elections ---
 
     def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
-        return self._election.contender(key, value, ttl, own_session)
+        return self._election.contender(key, value, ttl, own_session, guarded=False)
+
+    def guarded_contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        return self._election.contender(key, value, ttl, own_session, guarded=True)
 
     async def observe(self, key: str) -> AsyncGenerator[Entry | None, None]:
         prefix = prefix_of(key)
@@ -275,6 +279,33 @@ class EtcdBackend(Backend):
                         entries.pop(name, None)
                     elif is_contender(name, prefix):
                         entries[name] = Entry(event.kv.value, event.kv.create_revision)
+
+    async def elections(self, directory: str) -> AsyncGenerator[tuple[Standing, ...], None]:
+        where = _below(directory)
+        answer = await self._read(**where)
+        entries = {each.key: found for each in answer.kvs if (found := _contending(each))}
+        told: tuple[Standing, ...] | None = None
+        async with self._feed(where["key"], where["range_end"], answer.header.revision + 1) as feed:
+            while True:
+                now = standings_of(entries.values())
+                if now != told:
+                    yield now
+                told = now
+                for event in await feed.next():
+                    found = None if event.type == EVENT_DELETE else _contending(event.kv)
+                    if found is None:
+                        entries.pop(event.kv.key, None)
+                    else:
+                        entries[event.kv.key] = found
+
+    async def lease_left(self, lease: str) -> float | None:
+        answer = await self._connection.call(
+            lambda link: link.lease.LeaseTimeToLive,
+            etcdrpc.LeaseTimeToLiveRequest(ID=int(lease, 16)),
+            repeatable=True,
+        )
+        # In whole seconds; below zero where the lease has ended.
+        return max(0.0, float(answer.TTL))
 
 
 class _TtlLeases:
@@ -361,6 +392,13 @@ def _pair(kv: Any) -> KVPair:
     return KVPair(kv.key.decode(errors="replace"), kv.value, kv.mod_revision)
 
 
+def _contending(kv: Any) -> Contending | None:
+    key = leased_election(kv.key, kv.lease)
+    if key is None:
+        return None
+    return Contending(key.decode(errors="replace"), kv.value, kv.create_revision, f"{kv.lease:x}")
+
+
 def _below(directory: str) -> dict[str, bytes]:
     """The range of all descendants; of the root: all keys."""
     if not directory:
@@ -370,33 +408,8 @@ def _below(directory: str) -> dict[str, bytes]:
 
 
 def _checked_options(address: Address) -> _Options:
-    known = _Options.__struct_fields__
-    for name in address.options:
-        if name not in known:
-            raise ConfigurationError(f"etcd:// has no option {name!r}: {nearest(name, known)}")
-    try:
-        options = msgspec.convert(dict(address.options), _Options, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"an option of etcd:// does not fit: {error}") from error
-    if (options.cert is None) != (options.key is None):
-        raise ConfigurationError(
-            "a client certificate needs both cert and key (paths of PEM files)"
-        )
-    for path in (options.ca, options.cert, options.key):
-        if path is not None and not os.access(path, os.R_OK):
-            raise ConfigurationError(f"the file {path!r} cannot be read: give a readable PEM file")
+    options = read_options(address, _Options)
+    check_tls_files(options.ca, options.cert, options.key)
     if options.password is not None and options.user is None:
         raise ConfigurationError("a password was given without a user")
     return options
-
-
-def _checked_endpoint(endpoint: str) -> str:
-    """`host:port`, the port 2379 unless given; an IPv6 address in brackets."""
-    host, separator, port = endpoint.rpartition(":")
-    if not separator or endpoint.endswith("]"):
-        host, port = endpoint, "2379"
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigurationError(f"{endpoint!r} is no host:port such as 127.0.0.1:2379")
-    if ":" in host and not host.startswith("["):
-        raise ConfigurationError(f"write the IPv6 address {endpoint!r} as [address]:port")
-    return f"{host}:{port}"

@@ -21,10 +21,11 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from ..backend import Address, Backend, Capability, Context, KVPair, Pairs
+from ..backend import Address, Backend, Capability, Contender, Context, Entry, KVPair, Pairs
 from ..clock import Clock, SystemClock
-from ..contention import WaitingRoom
+from ..contention import WaitingRoom, token_of, unseal
 from ..errors import ConfigurationError, HandleClosed, KeyExists, KeyModified
+from ..standing import Standing
 
 T = TypeVar("T")
 
@@ -80,7 +81,15 @@ class Space:
         self._writes = 0
         # By place, so that many elections in one process do not wake each other.
         self._watchers: dict[_Place, set[_Watcher]] = {}
-        self.waiting_room = WaitingRoom()
+        # Weakly: a space that holds itself would outlive its stores.
+        tell_trees = weakref.WeakMethod(self._tell_trees)
+
+        def changed(key: str) -> None:
+            tell = tell_trees()
+            if tell is not None:
+                tell(key)
+
+        self.waiting_room = WaitingRoom(changed)
 
     def get(self, key: str) -> KVPair | None:
         """What stands at `key`: nothing from its expiry on, whether or not a timer has run."""
@@ -150,15 +159,27 @@ class Space:
         del self._records[key]
         self._tell(key)
 
+    def lapses_at(self, key: str) -> float | None:
+        """When the key expires, on the clock; None: it is not there."""
+        with self._lock:
+            record = self._records.get(key)
+            return None if record is None else record.expires_at
+
     def _tell(self, key: str) -> None:
-        places = [_Place(key, tree=False), _Place("", tree=True)]
+        for watcher in self._watchers.get(_Place(key, tree=False), ()):
+            watcher.wake()
+        self._tell_trees(key)
+
+    def _tell_trees(self, key: str) -> None:
+        places = [_Place("", tree=True)]
         directory = key
         while "/" in directory:
             directory = directory.rpartition("/")[0]
             places.append(_Place(directory, tree=True))
-        for place in places:
-            for watcher in self._watchers.get(place, ()):
-                watcher.wake()
+        with self._lock:
+            for place in places:
+                for watcher in self._watchers.get(place, ()):
+                    watcher.wake()
 
 
 class _Registry:
@@ -261,11 +282,35 @@ class MemoryBackend(Backend):
     async def atomic_delete(self, key: str, previous: KVPair) -> None:
         self.space.delete(key, _unchanged(key, previous))
 
+    def guarded_contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        # What is in this process dies with it: there is nothing to release.
+        return self.contender(key, value, ttl, own_session)
+
     def watch(self, key: str) -> AsyncGenerator[KVPair | None, None]:
         return self._states(_Place(key, tree=False), lambda: self.space.get(key))
 
     def watch_tree(self, directory: str) -> AsyncGenerator[Pairs, None]:
         return self._states(_Place(directory, tree=True), lambda: self.space.below(directory))
+
+    def elections(self, directory: str) -> AsyncGenerator[tuple[Standing, ...], None]:
+        def read() -> tuple[Standing, ...]:
+            opened = [(pair, unseal(pair)) for pair in self.space.below(directory)]
+            return tuple(
+                Standing(
+                    pair.key,
+                    Entry(envelope.value, token_of(pair, envelope)),
+                    self.space.waiting_room.values(pair.key),
+                    lease=pair.key,
+                )
+                for pair, envelope in opened
+                if envelope is not None
+            )
+
+        return self._states(_Place(directory, tree=True), read)
+
+    async def lease_left(self, lease: str) -> float | None:
+        lapses_at = self.space.lapses_at(lease)
+        return None if lapses_at is None else max(0.0, lapses_at - self.context.clock.now())
 
     async def _states(self, place: _Place, read: Callable[[], T]) -> AsyncGenerator[T, None]:
         space = self.space

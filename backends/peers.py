@@ -12,7 +12,16 @@ import itertools
 from collections.abc import AsyncGenerator, Callable, Collection
 from typing import ClassVar
 
-from ..backend import Address, Backend, Capability, Contender, Context, Entry, Membership
+from ..backend import (
+    Address,
+    Backend,
+    Capability,
+    Contender,
+    Context,
+    Entry,
+    Membership,
+    ReleasePlan,
+)
 from ..errors import (
     ConfigurationError,
     HandleClosed,
@@ -24,13 +33,19 @@ from ..errors import (
 )
 from ..events import PeerExposed, TtlGranted
 from ..lease import Claim, Lease, claim
+from ..page import Page
+from ..standing import Standing
+from ..survey import Survey
 from ._peers_driver import Driver
 from ._peers_members import Outcome, check, not_in_time
 from ._peers_observer import Observer
 from ._peers_settings import settings_of
+from ._peers_survey import View, stamp, standings
 from ._quorum_effects import Effect, Elected, Lost, Renewed
 from ._quorum_messages import VALUE
 from ._quorum_waiting import Waiter
+
+_LOOK_AGAIN = 5.0
 
 _REMOVED = (
     "this node was removed from the members, and never votes again: close its store, and let a "
@@ -51,6 +66,7 @@ class PeersBackend(Backend):
             Capability.LOCK,
             Capability.FENCING,
             Capability.HANDOVER,
+            Capability.SURVEY,
             Capability.MEMBERS,
         }
     )
@@ -69,6 +85,7 @@ class PeersBackend(Backend):
         self._observer = Observer(self._settings, context) if self._settings.observer else None
         self._closed = False
         self._told_ttl: set[float] = set()
+        self._survey: Survey | None = None
 
     async def connect(self) -> None:
         if self._observer is not None:
@@ -110,10 +127,18 @@ class PeersBackend(Backend):
         except BaseException:
             await driver.close()
             raise
+        if settings.ui:
+            # Begun by the first who looks: a node that nobody looks at pays nothing for its page.
+            self._survey = Survey(self, "")
+            driver.view = View(
+                driver.node, driver.knowledge, self.context.clock, Page(self._survey)
+            )
         return driver
 
     async def close(self) -> None:
         self._closed = True
+        if self._survey is not None:
+            await self._survey.close()
         if self._observer is not None:
             await self._observer.close()
         starting, self._starting = self._starting, None
@@ -155,6 +180,10 @@ class PeersBackend(Backend):
             raise NotSupported("this store only observes: leave out observe=1 and add listen=")
         uid = f"{next(self._names)}"
         return PeersContender(self, uid, key, value, self.granted(ttl))
+
+    def guarded_contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        # Each term is released by itself, so there is nothing to share or to keep apart.
+        return self.contender(key, value, ttl, own_session)
 
     async def members(self) -> Membership:
         if self._observer is not None:
@@ -200,6 +229,38 @@ class PeersBackend(Backend):
             await driver.knowledge.wait(self._settings.timing.heartbeat)
         raise HandleClosed("the store is closed: make a new one")
 
+    async def elections(self, directory: str) -> AsyncGenerator[tuple[Standing, ...], None]:
+        if self._observer is not None:
+            async for told_of in self._observer.follow_elections(directory):
+                yield told_of
+            return
+        driver = await self.driver()
+        knowledge = driver.knowledge
+        clock, patience = self.context.clock, self.context.request_timeout
+        told: tuple[Standing, ...] | None = None
+        seen: object = None
+        begun = looked_at = clock.now()
+        while not self._closed:
+            if knowledge.knows_all():
+                # A member that no longer answers leaves no stamp, so now and then in any case.
+                present = stamp(driver.node, knowledge)
+                if seen != present or clock.now() - looked_at >= _LOOK_AGAIN:
+                    seen, looked_at = present, clock.now()
+                    now = standings(driver.node, directory, looked_at)
+                    if now != told:
+                        yield now
+                    told = now
+            elif told is not None or clock.now() - begun >= patience:
+                raise StoreUnavailable(_why_not_ready(driver))
+            # Who waits is heard of with heartbeats, and no change is told of that.
+            await knowledge.wait(max(0.5, self.heartbeat))
+        raise HandleClosed("the store is closed: make a new one")
+
+    async def lease_left(self, lease: str) -> float | None:
+        driver = await self.driver()
+        until = driver.node.leaders.until(lease)
+        return None if until is None else max(0.0, until - self.context.clock.now())
+
 
 def _why_not_ready(driver: Driver) -> str:
     if driver.was_removed:
@@ -225,6 +286,7 @@ class PeersContender(Contender):
         self._value = value
         self._ttl = ttl
         self._driver: Driver | None = None
+        self._planned_for: tuple[str, ...] = ()
         self._lease: Lease | None = None
         self._lost: Callable[[str], None] | None = None
         self._won: asyncio.Future[Claim] | None = None
@@ -283,6 +345,13 @@ class PeersContender(Contender):
     def renewed(self, effect: Renewed) -> None:
         if self._lease is not None:
             self._lease.extend(effect.valid_until)
+        # A node that was restarted, or a change of members, makes another plan of it.
+        if (
+            self.on_new_plan is not None
+            and self._driver is not None
+            and self._driver.node.runs() != self._planned_for
+        ):
+            self.on_new_plan()
 
     def lost(self, effect: Lost) -> None:
         self._entered = self._leading = False
@@ -364,6 +433,13 @@ class PeersContender(Contender):
         )
         self._lease = self._gone = None
         self._entered = self._leading = False
+
+    def release_plan(self) -> ReleasePlan | None:
+        driver = self._driver
+        if driver is None:
+            return None
+        self._planned_for = driver.node.runs()
+        return driver.release_plan(self._key, self._uid)
 
     async def close(self) -> None:
         driver = self._driver

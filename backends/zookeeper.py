@@ -8,10 +8,9 @@ itself shows nothing of it, `list` shows the entries.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -25,16 +24,19 @@ from kazoo.exceptions import (
 )
 from kazoo.security import CREATOR_ALL_ACL, OPEN_ACL_UNSAFE, READ_ACL_UNSAFE
 
+from .._guardian_wire import tls
 from ..backend import Address, Backend, Capability, Contender, Context, Entry, KVPair, Pairs
 from ..errors import (
     ConfigurationError,
     KeyExists,
     KeyModified,
+    NotSupported,
     SessionLost,
     StoreError,
     StoreUnavailable,
 )
-from ..registry import nearest
+from ..options import check_tls_files, read_endpoint, read_options
+from ..standing import Contending, Standing, standings_of
 from ._zookeeper_connection import Connection, Settings, SharedConnection
 from ._zookeeper_election import Election
 from ._zookeeper_names import NAMES
@@ -99,7 +101,7 @@ class ZooKeeperBackend(Backend):
         options = _checked_options(address)
         if not address.endpoints:
             raise ConfigurationError("give at least one server: zookeeper://127.0.0.1:2181")
-        servers = [_checked_endpoint(each) for each in address.endpoints]
+        servers = [read_endpoint(each, 2181) for each in address.endpoints]
         context.random.shuffle(servers)
         root = f"/{address.path.strip('/')}" if address.path.strip("/") else ""
         credentials = f"{options.user}:{options.password or ''}"
@@ -112,6 +114,7 @@ class ZooKeeperBackend(Backend):
             root=root,
             acl=_ACLS[acl],
             tls=_tls(options),
+            tls_files=_tls_files(options),
             auth_data=(("digest", credentials),) if has_digest else (),
             sasl_options=_sasl(options),
         )
@@ -285,7 +288,16 @@ class ZooKeeperBackend(Backend):
 
     def contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
         self._path(key)
-        return self._election.contender(key, value, ttl, own_session)
+        return self._election.contender(key, value, ttl, own_session, guarded=False)
+
+    def guarded_contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        if self._settings.sasl_options is not None:
+            raise NotSupported(
+                "the guardian does not speak SASL to ZooKeeper: give user and password without "
+                "sasl, or a client certificate, or do without a guardian"
+            )
+        self._path(key)
+        return self._election.contender(key, value, ttl, own_session, guarded=True)
 
     async def observe(self, key: str) -> AsyncGenerator[Entry | None, None]:
         path = self._path(key)
@@ -293,6 +305,23 @@ class ZooKeeperBackend(Backend):
             async with contextlib.aclosing(leaders(connection, path, self._names)) as entries:
                 async for entry in entries:
                     yield entry
+
+    async def elections(self, directory: str) -> AsyncGenerator[tuple[Standing, ...], None]:
+        tree = Tree(self._path(directory), directory, self._hidden, lambda stat: stat.czxid)
+        told: tuple[Standing, ...] | None = None
+        async with self._watching() as connection:
+            async with contextlib.aclosing(tree.states(connection)) as states:
+                async for pairs in states:
+                    now = standings_of(self._contending(pairs))
+                    if now != told:
+                        yield now
+                    told = now
+
+    def _contending(self, pairs: Pairs) -> Iterator[Contending]:
+        for pair in pairs:
+            election, _, name = pair.key.rpartition("/")
+            if election and self._names.counter(name) is not None:
+                yield Contending(election, pair.value, pair.index)
 
 
 _Found = tuple[bytes | None, Any]
@@ -357,21 +386,8 @@ async def _write_over(
 
 
 def _checked_options(address: Address) -> _Options:
-    scheme, known = address.scheme, _Options.__struct_fields__
-    for name in address.options:
-        if name not in known:
-            raise ConfigurationError(f"{scheme}:// has no option {name!r}: {nearest(name, known)}")
-    try:
-        options = msgspec.convert(dict(address.options), _Options, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"an option of {scheme}:// does not fit: {error}") from error
-    if (options.cert is None) != (options.key is None):
-        raise ConfigurationError(
-            "a client certificate needs both cert and key (paths of PEM files)"
-        )
-    for path in (options.ca, options.cert, options.key):
-        if path is not None and not os.access(path, os.R_OK):
-            raise ConfigurationError(f"the file {path!r} cannot be read: give a readable PEM file")
+    options = read_options(address, _Options)
+    check_tls_files(options.ca, options.cert, options.key)
     if options.password is not None and options.user is None:
         raise ConfigurationError("a password was given without a user")
     if options.sasl == "DIGEST-MD5" and options.user is None:
@@ -381,6 +397,12 @@ def _checked_options(address: Address) -> _Options:
     if not options.sessions.strip("/"):
         raise ConfigurationError("sessions is a path such as 'leadership-sessions'")
     return options
+
+
+def _tls_files(options: _Options) -> Mapping[str, str | None] | None:
+    if not (options.tls or any((options.ca, options.cert, options.key))):
+        return None
+    return tls(options.ca, options.cert, options.key)
 
 
 def _tls(options: _Options) -> ssl.SSLContext | None:
@@ -407,15 +429,3 @@ def _sasl(options: _Options) -> dict[str, Any] | None:
         "username": options.user,
         "password": options.password or "",
     }
-
-
-def _checked_endpoint(endpoint: str) -> str:
-    """`host:port`, the port 2181 unless given; an IPv6 address in brackets."""
-    host, separator, port = endpoint.rpartition(":")
-    if not separator or endpoint.endswith("]"):
-        host, port = endpoint, "2181"
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigurationError(f"{endpoint!r} is no host:port such as 127.0.0.1:2181")
-    if ":" in host and not host.startswith("["):
-        raise ConfigurationError(f"write the IPv6 address {endpoint!r} as [address]:port")
-    return f"{host}:{port}"

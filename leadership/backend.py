@@ -22,6 +22,7 @@ from .lease import Claim
 
 if TYPE_CHECKING:
     from .contention import WaitingRoom
+    from .standing import Standing
 
 
 class Capability(StrEnum):
@@ -47,6 +48,8 @@ class Capability(StrEnum):
     """The nodes that make up the store can be listed and changed while it runs."""
     HANDOVER = "handover"
     """`resign(to=...)`: the leader names the one that leads next."""
+    SURVEY = "survey"
+    """All elections below a prefix, for who only looks: the live page, `leadership top`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,21 @@ class Entry:
 
     value: bytes
     token: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePlan:
+    """What it takes to release an entry when the process that holds it is dead.
+
+    Attributes:
+        release: a function at the top level of a module that imports the standard library alone
+            (and `leadership._guardian_wire`): that module is loaded by itself, in the guardian.
+        arguments: its one argument: plain data (str, bytes, numbers, None, and tuples,
+            lists and dicts of them). They may hold secrets: they go by a private socket.
+    """
+
+    release: Callable[[Mapping[str, Any]], None]
+    arguments: Mapping[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +152,13 @@ class Contender(ABC):
     Attributes:
         on_answer: set by the caller, if at all: to be called in `campaign` each
             time that the store has answered and the wait for the lead goes on.
+        on_new_plan: likewise: to be called when `release_plan` would say something else than
+            before, while our entry leads.
         candidate_id: set by the caller; by it a leader may name who is next. May repeat.
     """
 
     on_answer: Callable[[], None] | None = None
+    on_new_plan: Callable[[], None] | None = None
     candidate_id: str = ""
 
     @abstractmethod
@@ -174,6 +195,13 @@ class Contender(ABC):
         Raises:
             StoreUnavailable: the outcome is unknown; call again.
         """
+
+    def release_plan(self) -> ReleasePlan | None:
+        """How to release our leading entry when this process is dead; None: that needs nothing.
+
+        Asked of a `guarded_contender`, whenever it has won, and after `on_new_plan`.
+        """
+        return None
 
     async def find_successor(self, name: str) -> None:
         """Return if a contender of that name, other than ours, is known to wait for the key.
@@ -317,6 +345,20 @@ class Backend(ABC):
         self._need(Capability.KV, Capability.CAS, Capability.TTL, Capability.WATCH)
         return CompareAndSwapContender(self, key, value, ttl)
 
+    def guarded_contender(self, key: str, value: bytes, ttl: float, own_session: bool) -> Contender:
+        """As `contender`, one whose entry a guardian can release when this process is dead.
+
+        It shares no session with others than such: who asked for no guardian may have
+        work outside of this process, and keeps the ttl.
+
+        Raises:
+            NotSupported: that cannot be, with this store or these settings of it.
+        """
+        raise NotSupported(
+            f"the backend {self.address.scheme!r} has no release for the guardian: after a crash "
+            "the key lapses by its ttl"
+        )
+
     def observe(self, key: str) -> AsyncGenerator[Entry | None, None]:
         """Who leads at `key`: the present state first, then each later one; None: nobody.
 
@@ -326,6 +368,30 @@ class Backend(ABC):
 
         self._need(Capability.KV, Capability.WATCH)
         return observe_by_watch(self, key)
+
+    # --- elections, for who only looks: Capability.SURVEY ---
+
+    def elections(self, directory: str) -> AsyncGenerator[tuple[Standing, ...], None]:
+        """All elections below `directory` ("" is the root), sorted by key, now and at each change.
+
+        An election that nobody leads may be left out. Writes nothing; one watch
+        where the store can. The same promises as `watch`.
+        """
+        from .standing import standings_by_watch
+
+        self._need(Capability.KV, Capability.WATCH)
+        return standings_by_watch(self, directory)
+
+    async def lease_left(self, lease: str) -> float | None:
+        """Seconds that a leader's lease lasts if it is not renewed; None: nobody can tell.
+
+        Args:
+            lease: of a `Standing`, not empty.
+
+        Raises:
+            StoreError: it could not be asked.
+        """
+        return None
 
     # --- nodes: Capability.MEMBERS ---
 

@@ -104,6 +104,7 @@ class CandidateBase(Generic[TermT]):
         watchdog: float | None = None,
         require: Iterable[Capability | str] = (),
         own_session: bool = False,
+        guardian: bool = False,
     ) -> None:
         if not isinstance(store, StoreBase):
             raise ConfigurationError(
@@ -133,7 +134,15 @@ class CandidateBase(Generic[TermT]):
             raise ConfigurationError(f"retry={retry!r}: give a Retry, or None to raise at once")
         data = checked_value(id if value is None else value, core.backend)
         self._wish = Wish(
-            self.key, self.id, data, self.ttl, float(grace), retry, watchdog, bool(own_session)
+            self.key,
+            self.id,
+            data,
+            self.ttl,
+            float(grace),
+            retry,
+            watchdog,
+            bool(own_session),
+            bool(guardian),
         )
         self._candidacy: Candidacy | None = None
 
@@ -149,6 +158,13 @@ class CandidateBase(Generic[TermT]):
             return False
         term = candidacy.term
         return term is not None and term.is_valid()
+
+    @property
+    def value(self) -> str:
+        """What followers are told while we lead, as it was given or proclaimed."""
+        candidacy = self._candidacy
+        data = self._wish.value if candidacy is None else candidacy.value
+        return data.decode(errors="replace")
 
     @property
     def term(self) -> TermT | None:
@@ -314,6 +330,11 @@ class Candidate(Campaigner):
             or its iterator for so many seconds.
         require: capabilities without which this candidate must not start.
         own_session: share no lease or session with other candidates.
+        guardian: a tiny child process releases the key at once when this process is dead
+            (killed, crashed), instead of after the ttl. Only for work that is dead
+            then too: in this process, or in forked children, which it waits for. A
+            program that this one starts is not seen: run it by `leadership run`, or
+            leave this off. Linux; elsewhere `Unguarded` is told once, and the ttl holds.
 
     Raises:
         ConfigurationError: what was given can never work.

@@ -48,7 +48,7 @@ def _run(given: list[str]) -> int:
         return _fail("the command line needs typer: pip install 'leadership[cli]'")
     from .child import CannotRunError
     from .errors import LeadershipError
-    from .members_command import app
+    from .proxy_command import app
 
     # typer has no public name for the root of its usage errors.
     mro = typer.BadParameter.__mro__

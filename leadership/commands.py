@@ -9,17 +9,26 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import Candidate, Follower, Leader, LeaderState, Store, new_store
+from . import Candidate, Follower, Leader, LeaderState, Store, completion, new_store
 from .cli import discard_output
-from .errors import ConfigurationError, LeadershipError, LeaderUnknown, StoreUnavailable
+from .errors import (
+    ConfigurationError,
+    LeadershipError,
+    LeaderUnknown,
+    MissingExtra,
+    StoreUnavailable,
+)
 from .reporting import Reporter, printable
 from .signals import telling_signals
+
+if TYPE_CHECKING:
+    from .guardian import Guardian
 
 NONE_KNOWN = 1
 """The exit status of `leadership leader` when there is none."""
@@ -40,10 +49,17 @@ Url = Annotated[
         metavar="URL",
         help="The store, such as etcd://HOST:PORT,HOST:PORT.",
         show_default=False,
+        autocompletion=completion.stores,
     ),
 ]
 Key = Annotated[
-    str, typer.Option("--key", metavar="KEY", help="The election, such as service/leader.")
+    str,
+    typer.Option(
+        "--key",
+        metavar="KEY",
+        help="The election, such as service/leader.",
+        autocompletion=completion.keys,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 ConnectTimeout = Annotated[
@@ -115,6 +131,21 @@ def run(
     once: Annotated[
         bool, typer.Option("--once", help="End with the first term, instead of contending again.")
     ] = False,
+    health: Annotated[
+        str | None,
+        typer.Option(
+            metavar="H:P",
+            help="Serve /leader, /follower, /healthz and /metrics over HTTP at this address.",
+            show_default=False,
+        ),
+    ] = None,
+    guarded: Annotated[
+        bool,
+        typer.Option(
+            "--guardian/--no-guardian",
+            help="Have a small process end CMD and release the key when we are dead.",
+        ),
+    ] = True,
     connect_timeout: ConnectTimeout = 10.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Report on stderr as JSON, one object a line.")
@@ -132,28 +163,50 @@ def run(
     is over (an operator deleted the entry) another may lead already: SIGKILL
     follows SIGTERM within half a second.
 
+    With the guardian (Linux) CMD is all that descends from it, in whatever
+    session. When we are killed, or stand still until the deadline, the
+    guardian kills all that; after our death it then releases the key, so that
+    another leads without waiting for the ttl.
+
     After a loss we contend again. When CMD ends by itself we resign and exit
     with its status.
     """
     if sys.platform == "win32":
         raise ConfigurationError("leadership run needs process groups: use Linux or macOS")
+    from .guardian import guardian
     from .runner import Runner, default_grace, telling
 
     reporter = Reporter(as_json)
     allowed = default_grace(ttl) if grace is None else grace
     try:
         with new_store(url, hooks=[telling(reporter)]) as store:
-            candidate = Candidate(store, key, id, ttl, value=value, grace=max(0.0, allowed))
+            candidate = Candidate(
+                store, key, id, ttl, value=value, grace=max(0.0, allowed), guardian=guarded
+            )
             if allowed < 0:
                 raise ConfigurationError(f"grace={grace!r}: give seconds from 0 to half the ttl")
+            guard = guardian() if guarded and guardian().unable is None else None
             runner = Runner(
-                candidate, command, grace=allowed, once=once, clock=store.clock, reporter=reporter
+                candidate,
+                command,
+                grace=allowed,
+                once=once,
+                clock=store.clock,
+                reporter=reporter,
+                guardian=guard,
             )
-            _connect(store, key, connect_timeout)
-            if store.core.backend.address.scheme == "memory":
-                sentence = "memory:// is shared inside one process: nobody else takes part in this"
-                reporter.say("alone", sentence)
-            return runner.run()
+            with ExitStack() as around:
+                if health is not None:
+                    around.enter_context(_serving(health, candidate, store, reporter))
+                _connect(store, key, connect_timeout)
+                if store.core.backend.address.scheme == "memory":
+                    sentence = (
+                        "memory:// is shared inside one process: nobody else takes part in this"
+                    )
+                    reporter.say("alone", sentence)
+                if guard is not None:
+                    around.enter_context(_using(guard, store))
+                return runner.run()
     finally:
         reporter.close()
 
@@ -278,6 +331,35 @@ def demo(
         if not with_no_server:
             _connect(store, play.key, connect_timeout)
         return play.run()
+
+
+@contextmanager
+def _serving(listen: str, candidate: Candidate, store: Store, reporter: Reporter) -> Iterator[None]:
+    """Answer for the candidate over HTTP for the time of the block."""
+    from .health import Health
+    from .health_server import HealthServer
+
+    metrics = None
+    with suppress(MissingExtra):
+        from .metrics import CollectorRegistry, Metrics
+
+        metrics = Metrics(CollectorRegistry())
+        metrics.watch(store)
+    with HealthServer(Health(candidate, metrics=metrics), listen) as server:
+        sentence = f"health is served at http://{server.address}/"
+        reporter.say("health", sentence, address=server.address)
+        yield
+
+
+@contextmanager
+def _using(guard: Guardian, store: Store) -> Iterator[None]:
+    """Keep the guardian for the time of the block."""
+    use = guard.use(store.core.unguarded)
+    try:
+        yield
+    finally:
+        with suppress(TimeoutError):
+            guard.leave(use).result(2.0)
 
 
 def _connect(store: Store, key: str, timeout: float) -> None:

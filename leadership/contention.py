@@ -16,6 +16,7 @@ import msgspec
 
 from .backend import Backend, Contender, Entry, KVPair
 from .errors import KeyExists, KeyModified, NoSuccessor, NotLeader, StoreError, StoreUnavailable
+from .events import LeaseRenewed
 from .lease import Claim, Lease, claim
 
 DELETED = "the entry was deleted at the store"
@@ -61,9 +62,14 @@ async def observe_by_watch(backend: Backend, key: str) -> AsyncGenerator[Entry |
 
 
 class WaitingRoom:
-    """Who waits for each key of a store that is all in one process. Any thread may call."""
+    """Who waits for each key of a store that is all in one process. Any thread may call.
 
-    def __init__(self) -> None:
+    Args:
+        changed: is told the key at each coming and going.
+    """
+
+    def __init__(self, changed: Callable[[str], None] = lambda key: None) -> None:
+        self._changed = changed
         self._lock = threading.Lock()
         self._waiting: dict[str, list[CompareAndSwapContender]] = {}
 
@@ -72,6 +78,7 @@ class WaitingRoom:
         """The contender waits for the time of the block."""
         with self._lock:
             self._waiting.setdefault(key, []).append(contender)
+        self._changed(key)
         try:
             yield
         finally:
@@ -79,6 +86,12 @@ class WaitingRoom:
                 self._waiting[key].remove(contender)
                 if not self._waiting[key]:
                     del self._waiting[key]
+            self._changed(key)
+
+    def values(self, key: str) -> tuple[bytes, ...]:
+        """What those who wait would lead with, first come first."""
+        with self._lock:
+            return tuple(each.value for each in self._waiting.get(key, ()))
 
     def first(self, key: str, name: str) -> CompareAndSwapContender | None:
         """Of those who wait under that name, the one that came first."""
@@ -111,6 +124,11 @@ class CompareAndSwapContender(Contender):
         self._writing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._yield_until = float("-inf")
+
+    @property
+    def value(self) -> bytes:
+        """What it leads with, or would."""
+        return self._value
 
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
         # The caller may not have taken an earlier claim, as one that came too late.
@@ -247,6 +265,7 @@ class CompareAndSwapContender(Contender):
             await self._clock.sleep(pause)
             if lease.ended is not None:
                 return
+            sent_at = self._clock.now()
             try:
                 await self._rewrite()
             except KeyModified as error:
@@ -257,6 +276,10 @@ class CompareAndSwapContender(Contender):
                 pause = self._ttl / 10
             else:
                 pause = self._ttl / 3
+                now = self._clock.now()
+                self._backend.context.emit(
+                    LeaseRenewed(self._key, now, now - sent_at, lease.valid_until)
+                )
 
     async def _guard(self, tell: Callable[[str], None]) -> None:
         while True:

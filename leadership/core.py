@@ -67,14 +67,29 @@ class Core:
         self.runs: set[Candidacy] = set()
         self.observations: set[Observation[Any]] = set()
         self.closed = False
+        self._unguarded: set[str] = set()
+        self._guardian_gone: list[Future[None]] = []
         self.starting = threading.Lock()
         self._pid = os.getpid()
         self._engine: Engine | None = None
         self._closing: asyncio.Task[None] | None = None
 
     def emit(self, event: events.Event) -> None:
-        if self._engine is not None:
+        # Most renewals are heard by nobody, and need not wake the hooks' thread.
+        heard = len(self.hooks) > 1 or events.is_logged(event)
+        if self._engine is not None and heard:
             self._engine.told.tell(self.hooks, event)
+
+    def unguarded(self, reason: str) -> None:
+        """There is no guardian, though one was wanted: told once. From any thread."""
+        if reason not in self._unguarded:
+            self._unguarded.add(reason)
+            self.emit(events.Unguarded("", self.context.clock.now(), reason))
+
+    def await_at_close(self, guardian_gone: Future[None]) -> None:
+        """A run has left its guardian, whose end is to be ours too."""
+        self._guardian_gone = [each for each in self._guardian_gone if not each.done()]
+        self._guardian_gone.append(guardian_gone)
 
     def need(self, what: str, *capabilities: Capability) -> None:
         """Raise `NotSupported` unless the backend has all of them."""
@@ -167,6 +182,8 @@ class Core:
         await _all(run.gone() for run in list(self.runs))
         await _all(observation.stop() for observation in list(self.observations))
         await self.backend.close()
+        gone: list[asyncio.Future[None]] = [asyncio.wrap_future(f) for f in self._guardian_gone]
+        await _all(gone)
         if self._engine is not None:
             self._engine.open.discard(self)
 

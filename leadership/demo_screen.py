@@ -79,7 +79,7 @@ class LiveScreen:
 @contextlib.contextmanager
 def screen(title: str) -> Iterator[Screen]:
     """The best screen that stdout allows."""
-    console = _terminal()
+    console = terminal()
     if console is None:
         yield PlainScreen()
         return
@@ -89,7 +89,8 @@ def screen(title: str) -> Iterator[Screen]:
         yield LiveScreen(live, title)
 
 
-def _terminal() -> Console | None:
+def terminal() -> Console | None:
+    """The terminal that stdout is, if rich can draw on it."""
     if not sys.stdout.isatty():
         return None
     try:

@@ -29,6 +29,7 @@ from .events import (
     Withdrawn,
     WorkOverran,
 )
+from .guarding import Guarding
 from .inside import Caller
 from .lease import LAPSED, Claim
 from .retry import DEFAULT_RETRY, Retry, riding_out
@@ -64,6 +65,7 @@ class Wish:
     retry: Retry | None
     watchdog: float | None
     own_session: bool
+    guardian: bool = False
 
 
 class Phase(Enum):
@@ -118,6 +120,7 @@ class Candidacy:
         self._iterator_calls = 0
         self._drive_task: asyncio.Task[None] | None = None
         self._contender: Contender | None = None
+        self._guarding = Guarding(core, wish)
         self._unwatch: Callable[[], None] = lambda: None
         self._changed = asyncio.Event()
         self._wanted = asyncio.Event()
@@ -369,9 +372,7 @@ class Candidacy:
                     former._request_stop(STOPPED)
                 await former._withdrawn.wait()
                 self._after = former._after
-            self._contender = contender = self._core.backend.contender(
-                wish.key, wish.value, wish.ttl, wish.own_session
-            )
+            self._contender = contender = self._guarding.contender()
             contender.on_answer = self._recovered
             contender.candidate_id = wish.id
             while not self._stopping:
@@ -388,6 +389,7 @@ class Candidacy:
                 self._set_phase(Phase.RELEASING)
                 await self._join(term)
                 await self._let_go(contender, self._successor)
+                self._guarding.end()
                 self._core.emit(Released(wish.key, self._clock.now(), wish.id, term.token))
                 if not term.released.done():
                     term.released.set_result(None)
@@ -425,6 +427,9 @@ class Candidacy:
                     with contextlib.suppress(asyncio.CancelledError):
                         await self._contender.close()
             finally:
+                guardian_gone = self._guarding.close()
+                if guardian_gone is not None:
+                    self._core.await_at_close(guardian_gone)
                 self._core.runs.discard(self)
                 if self.term is not None and not self.term.released.done():
                     self.term.released.set_result(None)
@@ -460,6 +465,7 @@ class Candidacy:
         term = self._make_term(self, self.wish.key, self.wish.id, value, claim)
         begun.append(term)
         self.term = term
+        self._guarding.begin(contender)
         self._successor = None
         self._core.emit(
             Elected(self.wish.key, self._clock.now(), self.wish.id, term.token, term.valid_until)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 _logger = logging.getLogger("leadership")
 
@@ -87,6 +87,13 @@ class LeaderChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class LeaderUnroutable(Event):
+    """Requests cannot be sent to the leader, for what it campaigns with is no address."""
+
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class StoreTrouble(Event):
     """A request failed; `retry_in` seconds from now it is tried again."""
 
@@ -112,10 +119,20 @@ class TtlGranted(Event):
 
 @dataclass(frozen=True, slots=True)
 class LeaseRenewed(Event):
-    """A session was confirmed; `round_trip` seconds passed between send and answer."""
+    """A lease was confirmed; `round_trip` seconds passed between send and answer.
+
+    `key` is "" for a lease that several elections may share.
+    """
 
     round_trip: float
     valid_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unguarded(Event):
+    """A guardian was wanted, and there is none: after a crash the key lapses by its ttl."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +208,11 @@ Hook = Callable[[Event], None]
 
 _LEVELS: dict[type[Event], int] = {
     WorkOverran: logging.ERROR,
+    LeaderUnroutable: logging.ERROR,
     StoreTrouble: logging.WARNING,
     TtlGranted: logging.WARNING,
     NestedElection: logging.WARNING,
+    Unguarded: logging.WARNING,
     EventsDropped: logging.WARNING,
     PeerAlarm: logging.ERROR,
     PeerExposed: logging.WARNING,
@@ -209,8 +228,23 @@ _LEVELS: dict[type[Event], int] = {
 }
 
 
+def is_logged(event: Event) -> bool:
+    """Whether `log` would write it, as logging is set up now."""
+    return _logger.isEnabledFor(_level(event))
+
+
 def log(event: Event) -> None:
-    """The hook that writes each event to the logger `leadership`, with its fields as `extra`."""
-    level = _LEVELS.get(type(event), logging.DEBUG)
-    if _logger.isEnabledFor(level):
-        _logger.log(level, "%s", event, extra={"leadership_event": event})
+    """The hook that writes each event to the logger `leadership`.
+
+    The record carries the event as `leadership_event`, its name as
+    `leadership_kind`, and each of its fields under the field's name with
+    `leadership_` before it, such as `leadership_key` and `leadership_token`.
+    """
+    if is_logged(event):
+        extra = {f"leadership_{each.name}": getattr(event, each.name) for each in fields(event)}
+        extra |= {"leadership_event": event, "leadership_kind": type(event).__name__}
+        _logger.log(_level(event), "%s", event, extra=extra)
+
+
+def _level(event: Event) -> int:
+    return _LEVELS.get(type(event), logging.DEBUG)

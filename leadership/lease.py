@@ -37,15 +37,29 @@ class Lease:
         max_clock_drift: how far two clocks' rates may differ (0.01 is 1 %).
         guard: seconds taken off for the time between a check and the act; by
             default a twentieth of the ttl, at most 0.1.
+
+    Attributes:
+        span: seconds that were left at the answer of the last confirmation.
     """
 
-    __slots__ = ("_clock", "_drift", "_guard", "_timer", "_timer_at", "_watchers", "ended", "state")
+    __slots__ = (
+        "_clock",
+        "_drift",
+        "_guard",
+        "_timer",
+        "_timer_at",
+        "_watchers",
+        "ended",
+        "span",
+        "state",
+    )
 
     def __init__(self, clock: Clock, max_clock_drift: float, guard: float | None = None) -> None:
         self._clock = clock
         self._drift = max_clock_drift
         self._guard = guard
         self.state: tuple[int, float] = (0, -math.inf)
+        self.span = 0.0
         self.ended: str | None = None
         self._watchers: set[_Watcher] = set()
         self._timer: Timer | None = None
@@ -78,10 +92,12 @@ class Lease:
         if self.ended is not None:
             return
         generation, before = self.state
-        if self._clock.now() >= before:
+        now = self._clock.now()
+        if now >= before:
             # It lapsed. Whoever led on it has been, or is being, told that it is
             # over; a late renewal must not bring that term back to life.
             generation += 1
+        self.span = max(before, until) - now
         self.state = (generation, max(before, until))
         self._look()
 

@@ -61,9 +61,10 @@ class Members:
         Raises:
             TimeoutError: it did not end in time, and may still come about; the
                 message says how far it has come.
+            StoreUnavailable: no node answered in that time, so nothing was changed.
             NotSupported: a member has no `state_dir`.
-            ConfigurationError: an address was removed before, or no majority of the
-                new list would answer.
+            ConfigurationError: an address that is added was removed before, one that is
+                removed never was a member, or no majority of the new list would answer.
             AccessDenied: the secret is not the cluster's.
         """
         change = _checked(self.core, add, remove, timeout)

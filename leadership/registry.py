@@ -64,8 +64,10 @@ def parse_address(
         return Address(address.lower(), tuple(listed), "", options)
     scheme, separator, rest = address.partition("://")
     if not separator:
+        # A password may stand in it, and where it begins and ends cannot be known.
+        shown = "what was given" if set(address) & set("@?=") else repr(address)
         raise ConfigurationError(
-            f"{address!r} is no store address: write 'scheme://host:port,host:port' "
+            f"{shown} is no store address: write 'scheme://host:port,host:port' "
             "such as 'etcd://127.0.0.1:2379', or give the endpoints as a list"
         )
     parts = urlsplit("//" + rest)

@@ -22,7 +22,17 @@ from .child import Child, adopt_orphans, find_program
 from .clock import Clock
 from .election import told_by_the_store
 from .errors import LeadershipError
-from .events import Event, Released, StoreRecovered, StoreTrouble, TtlGranted, WorkOverran
+from .events import (
+    Event,
+    Released,
+    StoreRecovered,
+    StoreTrouble,
+    TtlGranted,
+    Unguarded,
+    WorkOverran,
+)
+from .guarded_child import GuardedChild, GuardianDiedError
+from .guardian import Guardian
 from .reporting import Reporter
 from .signals import telling_signals
 
@@ -32,6 +42,11 @@ LOST = 3
 # A wait is measured on a clock that may stand still in suspend, so after a
 # wake-up the guard looks at the right one no later than this.
 _LONGEST_NAP = 0.25
+
+# Of our own margin: where we are awake, we kill before the guardian does.
+_EARLIER = 0.8
+_GUARDIAN_START = 5.0
+"""Seconds for a guardian to start."""
 
 # Not all systems know them all, so they are not looked up at import.
 _STOPPING = tuple(
@@ -43,7 +58,7 @@ _STOPPING = tuple(
 class _Job:
     """The command in one term."""
 
-    child: Child
+    child: Child | GuardedChild
     term: Term
     stopping_since: float | None = None
     killed: bool = False
@@ -69,6 +84,9 @@ def telling(reporter: Reporter) -> Callable[[Event], None]:
             case TtlGranted(asked=asked, granted=granted):
                 sentence = f"the store granted a ttl of {granted:g} s instead of {asked:g} s"
                 reporter.say("ttl-granted", sentence, asked=asked, granted=granted, at=at)
+            case Unguarded(reason=reason):
+                sentence = f"no guardian, after a crash the key lapses by its ttl: {reason}"
+                reporter.say("unguarded", sentence, reason=reason, at=at)
             case WorkOverran(token=token):
                 sentence = "the command outlived the deadline: two may be at work now"
                 reporter.say("overran", sentence, key=key, token=token, at=at)
@@ -84,6 +102,7 @@ class Runner:
         command: its name and arguments.
         grace: seconds that the command gets to end, between SIGTERM and SIGKILL.
         once: end when the first term does, instead of contending again.
+        guardian: starts the command, and ends it where we cannot; None: we do.
 
     Raises:
         CannotRunError: there is no such command.
@@ -98,11 +117,13 @@ class Runner:
         once: bool,
         clock: Clock,
         reporter: Reporter,
+        guardian: Guardian | None = None,
     ) -> None:
         self._candidate = candidate
         self._command = list(command)
         self._file = find_program(self._command[0])
         self._once = once
+        self._guardian = guardian
         self._clock = clock
         self._say = reporter.say
         self._reporter = reporter
@@ -162,7 +183,16 @@ class Runner:
         )
         # First: where no thread can be started there must be no command either.
         watcher.start()
-        job = _Job(Child(self._file, self._command, self._environment(term)), term)
+        while self._run_once(term):
+            self._say(
+                "again",
+                "the command died with its guardian, and is started again",
+                at=self._clock.now(),
+            )
+
+    def _run_once(self, term: Term) -> bool:
+        """Run the command to its end; whether it is to run again in this very term."""
+        job = _Job(self._start(term), term)
         try:
             self._mail.put(functools.partial(self._begin, job))
             status = job.child.wait()
@@ -179,15 +209,45 @@ class Runner:
             raise
         shown = status if status >= 0 else 128 - status
         how = f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
+        if isinstance(job.child, GuardedChild) and job.child.overdue:
+            self._say_killed(job, "the guardian killed the command, whose time was over")
         self._say("ended", f"the command {how}", status=shown, at=self._clock.now())
         if self._asked:
-            return
+            return False
+        if by_itself and isinstance(job.child, GuardedChild):
+            if job.child.lost_guardian and term.is_valid():
+                return True
+            by_itself = not job.child.was_killed
         if by_itself or self._once:
             self._status = shown if by_itself else LOST
             # From inside it only requests: the key is released after our return.
             self._candidate.stop()
         else:
             self._say_waiting()
+        return False
+
+    def _start(self, term: Term) -> Child | GuardedChild:
+        environment = self._environment(term)
+        while self._guardian is not None:
+            if not self._guardian.wait_ready(_GUARDIAN_START):
+                # What it might release while nothing of the command's tree hangs on it
+                # may be at work still.
+                self._guardian.give_up("the guardian does not start")
+                self._guardian = None
+                break
+            with contextlib.suppress(GuardianDiedError):
+                return GuardedChild(
+                    self._guardian,
+                    self._file,
+                    self._command,
+                    environment,
+                    self._last_moment(term),
+                )
+        return Child(self._file, self._command, environment)
+
+    def _last_moment(self, term: Term) -> float:
+        """When the guardian kills: where we can, we do it before."""
+        return term.valid_until - _EARLIER * self._margin
 
     def _environment(self, term: Term) -> dict[str, str]:
         return {
@@ -229,7 +289,9 @@ class Runner:
         job = self._job
         if job is None or job.child.gone:
             return _LONGEST_NAP
-        return min(max(0.0, self._next_moment(job) - self._clock.now()), _LONGEST_NAP)
+        nap = min(max(0.0, self._next_moment(job) - self._clock.now()), _LONGEST_NAP)
+        # The guardian has to hear of each renewal in time.
+        return nap if self._guardian is None else min(nap, self._candidate.ttl / 10)
 
     def _next_moment(self, job: _Job) -> float:
         """When the job must be told, or killed."""
@@ -247,6 +309,8 @@ class Runner:
         job = self._job
         if job is None or job.child.gone:
             return
+        if isinstance(job.child, GuardedChild) and job.term.reason is None:
+            job.child.extend(self._last_moment(job.term))
         if job.stopping_since is None:
             if job.term.reason is not None:
                 self._stop(job, job.term.reason)
@@ -279,7 +343,14 @@ class Runner:
     def _kill(self, job: _Job) -> None:
         job.killed = True
         if self._signal(job, signal.SIGKILL):
-            self._say("killed", "the command had not ended in time: killed", at=self._clock.now())
+            self._say_killed(job, "the command had not ended in time: killed")
+
+    def _say_killed(self, job: _Job, sentence: str) -> None:
+        until = job.term.valid_until
+        if isinstance(job.child, GuardedChild):
+            # What the guardian knew, also where the term's end has been fixed since.
+            until = job.child.until + _EARLIER * self._margin
+        self._say("killed", sentence, valid_until=until, at=self._clock.now())
 
     def _signal(self, job: _Job, number: signal.Signals) -> bool:
         delivered = job.child.signal(number)

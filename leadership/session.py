@@ -89,15 +89,17 @@ class SessionPool(Generic[S]):
 
     def __init__(self, open_session: Callable[[float], asyncio.Future[S]]) -> None:
         self._open_session = open_session
-        self._slots: dict[float, list[Slot[S]]] = {}
+        self._slots: dict[tuple[float, bool], list[Slot[S]]] = {}
 
-    def reserve(self, key: str, ttl: float, own: bool = False) -> Slot[S]:
+    def reserve(self, key: str, ttl: float, own: bool = False, guarded: bool = False) -> Slot[S]:
         """A slot in which no other contender for `key` is; no I/O yet.
 
         Args:
             own: a slot that is shared with nobody.
+            guarded: a guardian ends its session when this process is dead; shared with
+                none that it may not end so.
         """
-        slots = self._slots.setdefault(ttl, [])
+        slots = self._slots.setdefault((ttl, guarded), [])
         for slot in slots:
             if None not in slot.users and key not in slot.users and not own:
                 break
@@ -121,8 +123,8 @@ class SessionPool(Generic[S]):
         await asyncio.gather(*(slot.close() for slot in slots))
 
     def _forget(self, slot: Slot[S]) -> None:
-        for ttl, group in list(self._slots.items()):
+        for kind, group in list(self._slots.items()):
             if slot in group:
                 group.remove(slot)
                 if not group:
-                    del self._slots[ttl]
+                    del self._slots[kind]

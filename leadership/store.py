@@ -43,6 +43,10 @@ class StoreBase:
         """The clock that all of this store's times are seconds on."""
         return self.core.context.clock
 
+    def add_hook(self, hook: Hook) -> None:
+        """Have `hook` told each later event, as if it had been given to `new_store`."""
+        self.core.hooks = (*self.core.hooks, hook)
+
     def _cursor_of_key(self, key: str) -> Cursor[KVPair | None, KVPair | None]:
         self.core.need("watch", Capability.WATCH)
         self.core.check_open()

@@ -108,6 +108,22 @@ class TermBase:
         """Seconds until `valid_until`, never below zero."""
         return max(0.0, self.valid_until - self._clock.now())
 
+    def is_overdue(self) -> bool:
+        """Whether this term should have been renewed by now, and was not.
+
+        Renewals are made every third of the ttl at the least, so it is when more than half
+        of what the last one gave has passed. False once the term is over.
+        """
+        overdue = self._reason is None and self.remaining() < self._lease.span / 2
+        return overdue and os.getpid() == self._pid
+
+    def is_outlived(self) -> bool:
+        """Whether the leader's code still works, though the deadline has passed."""
+        # What is told at the deadline needs a moment to be heard.
+        moment = self.candidacy.wish.ttl / 20
+        late = self._clock.now() > self.valid_until + moment
+        return late and self.candidacy.overrun and os.getpid() == self._pid
+
     def check(self) -> None:
         """Return if the term holds; also tells the watchdog that the work is alive.
 

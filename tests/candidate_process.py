@@ -1,8 +1,9 @@
 """A candidate in a process of its own: what it sees goes out as JSON lines, orders come in.
 
-    python -m tests.candidate_process URL KEY ID TTL
+    python -m tests.candidate_process URL KEY ID TTL [guardian]
 
-Orders, a line each: resign, resign ID, check. Every line out carries `at`, the
+Orders, a line each: resign, resign ID, check, guardian, fork, close-descriptors.
+Every line out carries `at`, the
 machine's CLOCK_BOOTTIME, which all processes share.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import os
 import queue
 import signal
 import subprocess
@@ -31,7 +34,9 @@ from leadership.events import (
     PeerRefused,
     Released,
     TermEnded,
+    Unguarded,
 )
+from leadership.guardian import guardian
 from tests.waiting import wait_until
 
 _CLOCK = SystemClock()
@@ -50,6 +55,8 @@ def _hook(event: Event) -> None:
         _say("renewed", valid_until=event.valid_until)
     elif isinstance(event, PeerReady):
         _say("ready")
+    elif isinstance(event, Unguarded):
+        _say("unguarded", reason=event.reason)
     elif isinstance(event, PeerRefused):
         _say("refused", sender=event.sender, reason=event.reason)
 
@@ -65,13 +72,39 @@ def _obey(candidate: Candidate) -> None:
         elif order == "check":
             term = candidate.term
             _say("checked", leader=candidate.is_leader(), token=term.token if term else None)
+        elif order == "guardian":
+            guardian().wait_ready(20)
+            _say("guardian", pid=guardian().process_id)
+        elif order == "fork":
+            _say("forked", pid=_forked())
+        elif order == "close-descriptors":
+            _close_what_is_the_guardians()
+            _say("closed-descriptors")
     candidate.stop()
 
 
+def _forked() -> int:
+    """A child that goes on by itself, with what a fork gives it."""
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    return pid
+
+
+def _close_what_is_the_guardians() -> None:
+    """As daemonizing code does to all that is open; then the number is another file's."""
+    process = guardian()._process
+    assert process is not None
+    with open(os.devnull) as other:
+        os.dup2(other.fileno(), process._socket.fileno())
+
+
 def main() -> None:
+    # What it has to say it says on stdout.
+    logging.getLogger("leadership").addHandler(logging.NullHandler())
     url, key, name, ttl = sys.argv[1:5]
     store = new_store(url, hooks=[_hook])
-    candidate = Candidate(store, key, name, ttl=float(ttl))
+    candidate = Candidate(store, key, name, ttl=float(ttl), guardian="guardian" in sys.argv[5:])
     threading.Thread(target=_obey, args=[candidate], daemon=True).start()
     for elected in candidate.run_for_election():
         term = candidate.term
@@ -84,12 +117,22 @@ class CandidateProcess:
     """The same, seen from the test: `wait(event)` for what it says, `order(line)` what it does."""
 
     def __init__(
-        self, url: str, key: str, name: str, ttl: float, prefix: Sequence[str] = ()
+        self,
+        url: str,
+        key: str,
+        name: str,
+        ttl: float,
+        prefix: Sequence[str] = (),
+        *,
+        guardian: bool = False,
+        **environment: str,
     ) -> None:
         self.name = name
         program = [sys.executable, "-m", "tests.candidate_process"]
+        more = ["guardian"] if guardian else []
         self.process = subprocess.Popen(
-            [*prefix, *program, url, key, name, str(ttl)],
+            [*prefix, *program, url, key, name, str(ttl), *more],
+            env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -133,6 +176,15 @@ class CandidateProcess:
         said = json.loads(line)
         self.said.append(said)
         return said["event"] == event and all(said[name] == fields[name] for name in fields)
+
+    def leads(self) -> bool:
+        """Whether it has said by now that it leads; what it said stays to be waited for."""
+        return any('"standing", "leader": true' in line for line in list(self._lines.queue))
+
+    def guardian(self) -> int:
+        """The process id of its guardian, once that is ready."""
+        self.order("guardian")
+        return int(self.wait("guardian")["pid"])
 
     def order(self, line: str) -> None:
         assert self.process.stdin is not None

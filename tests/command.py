@@ -13,6 +13,9 @@ import threading
 from types import TracebackType
 from typing import IO, Any, Self
 
+import pytest
+
+from leadership.cli import main
 from leadership.clock import SystemClock
 
 _CLOCK = SystemClock()
@@ -39,6 +42,17 @@ def leadership(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]
         timeout=PATIENCE,
         check=False,
     )
+
+
+def leadership_here(
+    capture: pytest.CaptureFixture[str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """As `leadership`, in this process: for what ends by itself, without another one's start."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    written = capture.readouterr()
+    assert isinstance(ended.value.code, int)
+    return subprocess.CompletedProcess(arguments, ended.value.code, written.out, written.err)
 
 
 class Command:

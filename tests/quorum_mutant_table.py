@@ -30,6 +30,7 @@ from .quorum_mutants import (
     BeginsWithOldClocks,
     BelievesAnyTerm,
     BelievesTheForgetful,
+    CampaignsTwiceInATerm,
     CampaignsUnwell,
     CarriesNoTerms,
     ChangesAtOnce,
@@ -38,6 +39,7 @@ from .quorum_mutants import (
     CountsLateVotes,
     CountsOwnTtl,
     CountsRenewalsFromAnswer,
+    DecidesOnItsWayToTheNextStage,
     DeposedByHigherTerms,
     ForgetsEarlierCeilings,
     ForgetsThatItTookPart,
@@ -209,6 +211,11 @@ MUTANTS: dict[str, Mutant] = {
             "A4 a release clears a later promise of the same owner",
             _node(acceptor_kind=ReleasesOldTerms),
             directed="a_release_clears_exactly_its_own_promise",
+        ),
+        Mutant(
+            "A4 two campaigns in one term, the first of which is released late",
+            _node(acceptor_kind=CampaignsTwiceInATerm),
+            directed="a_late_release_of_a_failed_campaign_ends_no_later_term",
         ),
         Mutant(
             "A1 a pre-vote raises the term",
@@ -471,6 +478,11 @@ MUTANTS: dict[str, Mutant] = {
             "P1 a change begins undecided",
             _node(membership_kind=BeginsUndecided),
             directed="two_changes_on_two_sides_of_a_cut_come_to_one_list",
+        ),
+        Mutant(
+            "P1 decides on its way to the next stage",
+            _node(membership_kind=DecidesOnItsWayToTheNextStage),
+            directed="what_was_accepted_is_told_also_when_the_disk_fails_at_the_next_stage",
         ),
         Mutant(
             "P1 removed ids come back",

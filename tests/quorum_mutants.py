@@ -574,3 +574,17 @@ class NoListIsRetired(Membership):
 
     def _act_under(self, stage: Members, *arguments: Any) -> None:
         super()._act_under(replace(stage, retired=()), *arguments)
+
+
+class CampaignsTwiceInATerm(Acceptor):
+    """Does not remember the campaigns of its own that failed."""
+
+    def note_campaign(self, key: str, term: int, now: float) -> None:
+        pass
+
+
+class DecidesOnItsWayToTheNextStage(Membership):
+    """Goes on deciding when what it accepted is no longer kept."""
+
+    def _decides(self, message: Message) -> bool:
+        return not self.stage.joining

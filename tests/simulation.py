@@ -62,6 +62,7 @@ class Plan:
     change_members: bool
     lost_disks: bool
     bootstrap: bool
+    hasty_operators: bool
 
 
 def draw(seed: int) -> Plan:
@@ -100,6 +101,7 @@ def draw(seed: int) -> Plan:
         change_members=change_members,
         lost_disks=durable and not change_members and chance.random() < 0.3,
         bootstrap=beginning.random() < 0.4,
+        hasty_operators=change_members and Random(f"operators {seed}").random() < 0.4,
     )
 
 

@@ -105,6 +105,7 @@ class Faults:
             (self._move_wall_clock, 1),
             (self._lose_disk, 1 if self.plan.lost_disks else 0),
             (self._change_members, 3 if self.plan.change_members else 0),
+            (self._change_in_haste, 3 if self.plan.hasty_operators else 0),
         ]
         fault = self.random.choices([f for f, _ in faults], [weight for _, weight in faults])[0]
         fault()
@@ -137,6 +138,17 @@ class Faults:
             world.change_members(asked, members)
             if new in members:
                 world.start(world.add_machine(new), list(node.stage.members))
+
+    def _change_in_haste(self) -> None:
+        """Two operators wish something at a time, and one of them gives up."""
+        self._change_members()
+        self._change_members()
+        machine = self._any()
+        self.world.after(self.random.uniform(0, 1), self._give_up, machine, machine.incarnation)
+
+    def _give_up(self, machine: Machine, incarnation: int) -> None:
+        if machine.node is not None and not machine.paused and machine.incarnation == incarnation:
+            machine.node.stop_changing_members()
 
     def _any(self) -> Machine:
         return self.random.choice(list(self.world.machines.values()))

@@ -88,7 +88,9 @@ def test_a_command_that_we_may_not_signal_is_not_told_as_killed() -> None:
     """As `sudo ./serve` by another user; here root without that right."""
     ours = subprocess.Popen(
         [
-            *("setpriv", "--bounding-set=-kill", *PROGRAM, *RUN, "--ttl", "2", "--json", "--"),
+            *("setpriv", "--bounding-set=-kill", *PROGRAM, *RUN, "--ttl", "2", "--json"),
+            # Which may end it as a control group, without that right.
+            *("--no-guardian", "--"),
             *("setpriv", "--reuid", "65534", "--clear-groups", "sleep", "20"),
         ],
         stderr=subprocess.PIPE,

@@ -46,22 +46,33 @@ def test_a_torn_last_line_is_dropped(state: StateDirectory, tmp_path: Path, kept
     state.close()
     again = StateDirectory(tmp_path)
     assert again.open() == {"a": 1}
-    assert not again.damaged
     # A new line does not join the torn one.
     again.write({"a": 3})
     assert after_a_restart(again, tmp_path) == {"a": 3}
 
 
-def test_a_damaged_file_says_nothing(state: StateDirectory, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_and_left_as_it_is(state: StateDirectory, tmp_path: Path) -> None:
     state.write({"a": 1})
     state.write({"a": 2})
     log = tmp_path / "peers.log"
-    log.write_bytes(log.read_bytes().replace(b"1", b"7", 1))
+    damaged = log.read_bytes().replace(b"1", b"7", 1)
+    log.write_bytes(damaged)
     state.close()
-    again = StateDirectory(tmp_path)
-    assert again.open() == {}
-    assert again.damaged
-    again.close()
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="add it at another address"):
+            StateDirectory(tmp_path).open()
+    assert log.read_bytes() == damaged
+
+
+def test_a_new_directory_outlives_the_machine_as_its_file_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(_peers_state, "_sync_directory", synced.append)
+    state = StateDirectory(tmp_path / "a" / "b")
+    state.open()
+    state.close()
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
 
 
 def test_the_file_does_not_grow_without_end(state: StateDirectory, tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from . import quorum_worlds, test_quorum_lease, test_quorum_members
+from . import (
+    quorum_worlds,
+    test_quorum_lease,
+    test_quorum_members,
+    test_quorum_storage,
+    test_quorum_terms,
+)
 from .quorum_mutant_table import MUTANTS, is_caught
 
+MODULES = (test_quorum_lease, test_quorum_members, test_quorum_storage, test_quorum_terms)
 DIRECTED = [rule for rule, mutant in MUTANTS.items() if mutant.directed]
 SEEDED = [rule for rule, mutant in MUTANTS.items() if mutant.seed is not None]
 REDUNDANT = [rule for rule, mutant in MUTANTS.items() if mutant.redundant]
@@ -23,8 +28,7 @@ def test_a_directed_test_fails_without_the_rule(rule: str, monkeypatch: pytest.M
         if kind is not None:
             monkeypatch.setattr(test_quorum_lease, part, kind)
     name = f"test_{mutant.directed}"
-    module = test_quorum_lease if hasattr(test_quorum_lease, name) else test_quorum_members
-    test: Any = getattr(module, name)
+    [test] = [vars(module)[name] for module in MODULES if hasattr(module, name)]
     first = {
         mark.args[0]: mark.args[1][0]
         for mark in getattr(test, "pytestmark", [])

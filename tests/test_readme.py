@@ -23,10 +23,11 @@ from leadership.backend import Backend
 from leadership.clock import SystemClock
 from leadership.testing import BackendConformance
 
-from .command import leadership
+from .command import leadership_here
 from .peers_cluster import backend_of
 from .servers.etcd_client import EtcdClient
 from .servers.ports import free_port
+from .waiting import wait_until
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text()
@@ -206,6 +207,25 @@ def test_example_run(example: Example) -> None:
     assert len(worked) == 1
 
 
+@pytest.mark.backend("memory")
+def test_example_routing(example: Example) -> None:
+    code = EXAMPLES["routing"].replace(ADDRESS, example.url)
+    exec(compile(code, "README.md: routing", "exec"), example.names)
+    app, candidate = example.names["app"], example.names["candidate"]
+    wait_until(candidate.is_leader)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    with asyncio.Runner() as runner:
+        runner.run(app(scope, None, send))
+    assert sent[1]["body"] == f"answered under token {candidate.term.token}".encode()
+    candidate.stop()
+    example.names["store"].close()
+
+
 def test_example_fencing(example: Example) -> None:
     register = example.run("fencing")["register"]
     assert register.value == b"by the new leader"
@@ -247,7 +267,16 @@ def test_example_lock(example: Example) -> None:
 @pytest.mark.backend("memory")
 def test_example_hooks(example: Example) -> None:
     example.run("hooks")
+    wait_until(lambda: len(example.printed) >= 2, what="both events")
     assert [what[0] for what in example.printed] == ["elected for", "the term ended:"]
+
+
+@pytest.mark.backend("memory")
+def test_example_health(example: Example) -> None:
+    names = example.run("health")
+    assert example.printed[0][1] == 200
+    assert example.printed[1][0] == 503
+    assert b"leadership_transitions_total" in names["health"].answer("/metrics").body
 
 
 @pytest.mark.backend("memory")
@@ -274,13 +303,15 @@ def test_example_conformance(example: Example) -> None:
         kit().make_store()
 
 
-def test_its_commands_have_the_options_that_it_shows() -> None:
+def test_its_commands_have_the_options_that_it_shows(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     shown = re.findall(r"^leadership .*$", TEXT, re.MULTILINE)
     assert len(shown) >= 3
     for line in shown:
         _, *rest = shlex.split(line)
         command = [*itertools.takewhile(lambda word: not word.startswith("-"), rest)]
-        help_text = leadership(*command, "--help").stdout
+        help_text = leadership_here(capfd, *command, "--help").stdout
         ours = rest[: rest.index("--")] if "--" in rest else rest
         for option in (word for word in ours if word.startswith("--")):
             assert f"{option} " in help_text, f"{' '.join(command)} has no {option}"

@@ -307,7 +307,7 @@ class TestEnsemble:
 
 def port_of(store: Store, ttl: float) -> int:
     """The port of the server that a store's elections are connected to."""
-    session = backend_of(store)._election.sessions._slots[ttl][0]._session
+    session = backend_of(store)._election.sessions._slots[ttl, False][0]._session
     assert session is not None
     wire = session.connection._handler.wire
     assert wire is not None

@@ -172,7 +172,7 @@ class TestMany:
                 others = [aio.Candidate(store, key, str(n), ttl=20) for n in range(500)]
                 waits = [asyncio.ensure_future(other._campaign(None)) for other in others]
                 backend = backend_of(store)
-                session = backend._election.sessions._slots[20.0][0]._session
+                session = backend._election.sessions._slots[20.0, False][0]._session
                 assert session is not None
                 # Each watches its own entry, and all but the first one more.
                 await async_wait_until(

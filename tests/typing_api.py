@@ -78,6 +78,7 @@ def candidates(store: Store) -> None:
         watchdog=10,
         require={Capability.FENCING, "fifo"},
         own_session=True,
+        guardian=True,
     )
     assert_type(NewCandidate(store, "k", "a", 15, value="v", retry=None), Candidate)
     for elected in candidate.run_for_election():

@@ -65,7 +65,7 @@ def backend_of(store: Store | aio.Store) -> ZooKeeperBackend:
 
 def session_id(store: Store, ttl: float) -> int:
     """The id of the session that a store's elections with this ttl share."""
-    session = backend_of(store)._election.sessions._slots[ttl][0]._session
+    session = backend_of(store)._election.sessions._slots[ttl, False][0]._session
     assert session is not None
     return session.id
 

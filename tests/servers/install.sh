@@ -2,19 +2,19 @@
 # Put the servers that the tests need into a private folder, from the distribution's own
 # packages, which are only unpacked: nothing is installed system-wide, root is not needed.
 #
-#   install.sh [etcd|consul|zookeeper|faketime]...      all of them when none is named
+#   install.sh [etcd|consul|zookeeper|haproxy|faketime]...      every known server when none is named
 #
-# Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl,consul,zookeeper},
-# and FOLDER/lib/libfaketimeMT.so.1, by which a process can be shown another wall clock.
+# Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl,consul,zookeeper,haproxy}.
+# `faketime` is FOLDER/lib/libfaketimeMT.so.1, which shows a process another wall clock;
+# `chromium`, a browser that shows the live page to the tests, is had in the same way.
 #
 #   LEADERSHIP_SERVERS    FOLDER; default: .servers in the checkout
 #   LEADERSHIP_DEBS       folder of .deb files by suite: looked in first, filled afterwards
 #   LEADERSHIP_MIRROR     base address of a package mirror; default: the one apt uses here
-#   ETCD_SUITES           suites to try, in this order; CONSUL_SUITES, ZOOKEEPER_SUITES,
-#                         FAKETIME_SUITES likewise
+#   ETCD_SUITES           suites to try, in this order; CONSUL_SUITES and so on likewise
 set -euo pipefail
 
-known="etcd consul zookeeper faketime"
+known="etcd consul zookeeper haproxy faketime chromium"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf 'install.sh: %s\n' "$*" >&2; }
@@ -40,6 +40,8 @@ ETCD_SUITES=${ETCD_SUITES:-$default_suites}
 CONSUL_SUITES=${CONSUL_SUITES:-$consul_suites}
 ZOOKEEPER_SUITES=${ZOOKEEPER_SUITES:-$default_suites}
 FAKETIME_SUITES=${FAKETIME_SUITES:-$default_suites}
+# Its libraries come from the same suite, and want a libc that is not newer than this machine's.
+HAPROXY_SUITES=${HAPROXY_SUITES:-$(distribution VERSION_CODENAME)}
 
 folder=${LEADERSHIP_SERVERS:-$here/../../.servers}
 mkdir -p "$folder/bin"
@@ -236,6 +238,46 @@ PROGRAM
     return 1
 }
 
+version_haproxy() { "$folder/bin/haproxy" -v 2>/dev/null | sed -n 1p; }
+
+fetch_with_libraries() { # fetch_with_libraries SUITE PACKAGE: and print the names of all
+    local suite=$1 waiting=("$2") done=" libc6 libgcc-s1 " package library
+    while [ ${#waiting[@]} -gt 0 ]; do
+        package=${waiting[0]}
+        waiting=("${waiting[@]:1}")
+        [[ $done == *" $package "* ]] && continue
+        done+="$package "
+        fetch "$suite" "$package" || return 1
+        printf '%s\n' "$package"
+        # shellcheck disable=SC2012
+        for library in $(dpkg-deb -f "$(ls -t "$debs/$suite/${package}"_*.deb | head -n 1)" Depends |
+            tr ',' '\n' | sed -E 's/^ *([^ |(:]+).*/\1/' | grep '^lib'); do
+            waiting+=("$library")
+        done
+    done
+}
+
+install_haproxy() {
+    local suite packages
+    for suite in $HAPROXY_SUITES; do
+        # shellcheck disable=SC2086
+        if packages=$(fetch_with_libraries "$suite" haproxy) &&
+            unpack "$suite" haproxy $packages; then
+            # Beside libraries that this machine need not have.
+            cat >"$folder/bin/haproxy" <<'WRAPPER'
+#!/bin/sh
+root=$(dirname "$0")/../haproxy
+LD_LIBRARY_PATH=$(echo "$root"/usr/lib/*-linux-gnu*):$(echo "$root"/lib/*-linux-gnu*) \
+    exec "$root/usr/sbin/haproxy" "$@"
+WRAPPER
+            chmod +x "$folder/bin/haproxy"
+            [ -n "$(version_haproxy)" ] && return 0
+        fi
+        say "haproxy: not from $suite"
+    done
+    return 1
+}
+
 version_faketime() {
     local library=$folder/lib/libfaketimeMT.so.1
     [ -e "$library" ] || return 0
@@ -255,6 +297,60 @@ install_faketime() {
         say "faketime: not from $suite"
     done
     return 1
+}
+
+# --- the browser -----------------------------------------------------------------------
+
+version_chromium() { # which starts it: seconds, so only once for what is unpacked
+    local version=$folder/chromium/version
+    [ ! -x "$folder/bin/chromium" ] || [ -s "$version" ] ||
+        "$folder/bin/chromium" --version 2>/dev/null | sed -n 1p >"$version"
+    cat "$version" 2>/dev/null
+}
+
+install_chromium() { # with the libraries that it needs, for it alone: those of this machine's suite
+    local suite state root package
+    suite=$(distribution VERSION_CODENAME)
+    state=$folder/apt/$suite
+    root=$folder/chromium.new
+    ready_suite "$suite" || return 1
+    private_apt "$suite" install --download-only --no-install-recommends \
+        chromium-headless-shell fonts-dejavu-core >"$state/download.log" 2>&1 || return 1
+    rm -rf "$root"
+    mkdir "$root"
+    for package in "$state"/cache/archives/*.deb; do
+        case ${package##*/} in
+        # A program and its loader must be of one libc, which is this machine's.
+        libc6_* | libc-bin_*) ;;
+        # Half of all, and of no use without a screen.
+        libllvm* | libz3* | libgl1-mesa-dri_* | dpkg_* | perl* | libperl*) ;;
+        *) dpkg-deb -x "$package" "$root" || return 1 ;;
+        esac
+    done
+    rm -rf "$state"/cache/archives/*.deb "$root"/usr/share/{doc,man,locale} "${folder:?}/chromium"
+    mv "$root" "$folder/chromium"
+    root=$folder/chromium
+    cat >"$root/fonts.conf" <<FONTS
+<?xml version="1.0"?>
+<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig>
+  <dir>$root/usr/share/fonts</dir>
+  <cachedir>$root/fonts-cache</cachedir>
+  <alias><family>sans-serif</family><prefer><family>DejaVu Sans</family></prefer></alias>
+  <alias><family>monospace</family><prefer><family>DejaVu Sans Mono</family></prefer></alias>
+</fontconfig>
+FONTS
+    cat >"$folder/bin/chromium" <<PROGRAM
+#!/bin/sh
+export FONTCONFIG_FILE='$root/fonts.conf'
+export LD_LIBRARY_PATH='$(
+        find "$root/lib" "$root/usr/lib" -maxdepth 2 -type d \
+            '(' -name '*-linux-gnu*' -o -name pulseaudio ')' | paste -s -d :
+    )'
+exec '$root/usr/lib/chromium/chromium-headless-shell' "\$@"
+PROGRAM
+    chmod +x "$folder/bin/chromium"
+    [ -n "$(version_chromium)" ]
 }
 
 # ---------------------------------------------------------------------------------------

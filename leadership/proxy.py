@@ -1,0 +1,221 @@
+"""A small reverse proxy, which sends every request to the leader of one election."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import cast
+
+import aiohttp
+from aiohttp import web
+
+from . import aio
+from .errors import LeadershipError
+from .route_body import ClientGoneError, KeptBody
+from .route_headers import Fields, origin_form, text
+from .route_target import split_listen
+from .route_upstream import Connections, CutOffError, Forwarding
+from .route_websocket import LONGEST_MESSAGE, Link
+from .router import Policy, Request, Router, say
+
+_SILENT = logging.getLogger("leadership.proxy.http")
+_SILENT.addHandler(logging.NullHandler())
+_SILENT.propagate = False
+"""aiohttp's own complaints of bad requests, which anybody could fill a log with."""
+
+_UNSUPPORTED = 501
+
+
+class Proxy:
+    """Listens at one address, and has each request answered by whoever leads.
+
+    Args:
+        follower: of the election; its leader's value is where requests go.
+        listen: `host:port`.
+
+    Raises:
+        ConfigurationError: the address is none.
+    """
+
+    def __init__(self, follower: aio.Follower, listen: str, policy: Policy | None = None) -> None:
+        self._router = Router(follower, policy or Policy())
+        self._connections = Connections(self._router.policy)
+        self._listen = listen
+        self._host, self._port = split_listen(listen)
+        self._server = web.Server(
+            self._answer,
+            handler_cancellation=True,
+            auto_decompress=False,
+            access_log=cast("logging.Logger", None),
+            logger=_SILENT,
+        )
+        self._listening: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Begin to listen, and to follow.
+
+        Raises:
+            LeadershipError: the address is in use, or not ours.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            self._listening = await loop.create_server(self._server, self._host, self._port)
+        except OSError as error:
+            raise LeadershipError(
+                f"cannot listen at {self._listen}: {error.strerror or error}; "
+                "end what uses it, or give another address"
+            ) from error
+        self._router.view.look()
+
+    async def close(self, grace: float) -> None:
+        """Stop listening, and end what is under way.
+
+        Args:
+            grace: seconds that requests may take until they are broken off.
+        """
+        if self._listening is not None:
+            self._listening.close()
+        self._server.pre_shutdown()
+        await self._server.shutdown(grace)
+        self._router.view.close()
+        await self._connections.close()
+
+    async def _answer(self, asked: web.BaseRequest) -> web.StreamResponse:
+        path = origin_form(asked.raw_path.encode("latin-1", "replace"))
+        reply = _Reply(asked)
+        if path is None or asked.method == "CONNECT":
+            status = 400 if path is None else _UNSUPPORTED
+            await say(reply, asked.method, status, "only paths are forwarded")
+            return reply.response
+        body = KeptBody(_chunks(asked), self._router.policy.keep)
+        request = Request(
+            asked.method,
+            path,
+            [(bytes(name), bytes(value)) for name, value in asked.raw_headers],
+            body,
+            "http",
+            _address(asked),
+            f"{asked.version.major}.{asked.version.minor}",
+        )
+        try:
+            if _opens_websocket(asked):
+                return await self._relay(asked, request, reply)
+            if self._router.policy.mode == "forward":
+                await body.begin()
+            forwarding = Forwarding(self._router, self._connections, request, reply)
+            await self._router.route(request, reply, forwarding.attempt)
+        except (ClientGoneError, CutOffError, ConnectionError):
+            # An end in good order would make the client believe that it has got all.
+            if asked.transport is not None:
+                asked.transport.abort()
+        finally:
+            body.close()
+        return reply.response
+
+    async def _relay(
+        self, asked: web.BaseRequest, request: Request, reply: _Reply
+    ) -> web.StreamResponse:
+        offered = asked.headers.getall("Sec-WebSocket-Protocol", [])
+        protocols = [name.strip() for names in offered for name in names.split(",")]
+        await request.body.begin()
+        link = Link(self._router, self._connections, request, reply, protocols)
+        try:
+            await self._router.route(request, reply, link.attempt)
+            if link.socket is None:
+                return reply.response
+            client = _Client(asked)
+            await link.relay(client)
+            return client.socket
+        finally:
+            await link.close()
+
+
+async def _chunks(asked: web.BaseRequest) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in asked.content.iter_any():
+            yield chunk
+    except (aiohttp.ClientError, web.RequestPayloadError, OSError) as error:
+        raise ClientGoneError from error
+
+
+def _address(asked: web.BaseRequest) -> str | None:
+    name = None if asked.transport is None else asked.transport.get_extra_info("peername")
+    return name[0] if name else None
+
+
+def _opens_websocket(asked: web.BaseRequest) -> bool:
+    return (
+        asked.method == "GET"
+        and asked.headers.get("Upgrade", "").lower() == "websocket"
+        and "Sec-WebSocket-Key" in asked.headers
+    )
+
+
+class _Answered(web.StreamResponse):
+    """The leader's answer as it is: nothing is added where it was silent."""
+
+    async def _prepare_headers(self) -> None:
+        own = set(self.headers)
+        await super()._prepare_headers()
+        for name in ("Content-Type", "Server"):
+            if name not in own:
+                self.headers.pop(name, None)
+
+
+class _Reply:
+    """The way back over HTTP."""
+
+    def __init__(self, asked: web.BaseRequest) -> None:
+        self._asked = asked
+        self.response: web.StreamResponse = web.Response(status=500)
+
+    async def start(self, status: int, fields: Fields) -> None:
+        self.response = _Answered(status=status)
+        for name, value in fields:
+            self.response.headers.add(text(name), text(value))
+        await self.response.prepare(self._asked)
+
+    async def send(self, data: bytes) -> None:
+        await self.response.write(data)
+
+    async def finish(self) -> None:
+        await self.response.write_eof()
+
+
+class _Client:
+    """The client's side of a WebSocket that is relayed."""
+
+    def __init__(self, asked: web.BaseRequest) -> None:
+        self._asked = asked
+        self.socket = web.WebSocketResponse(max_msg_size=LONGEST_MESSAGE)
+        self.closed_with = 1005
+
+    async def accept(self, protocol: str | None, fields: Fields) -> None:
+        self.socket = web.WebSocketResponse(
+            max_msg_size=LONGEST_MESSAGE,
+            protocols=(protocol,) if protocol else (),
+            compress=False,
+        )
+        for name, value in fields:
+            self.socket.headers.add(text(name), text(value))
+        await self.socket.prepare(self._asked)
+
+    async def receive(self) -> str | bytes | None:
+        message = await self.socket.receive()
+        if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+            said: str | bytes = message.data
+            return said
+        self.closed_with = self.socket.close_code or 1005
+        return None
+
+    async def send(self, message: str | bytes) -> None:
+        if isinstance(message, str):
+            await self.socket.send_str(message)
+        else:
+            await self.socket.send_bytes(message)
+
+    async def close(self, code: int, reason: str) -> None:
+        with contextlib.suppress(ConnectionError):
+            await self.socket.close(code=code, message=reason.encode())

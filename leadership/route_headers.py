@@ -1,0 +1,119 @@
+"""The header fields of what is passed on: what goes, what stays, and what is told of the way.
+
+Fields are pairs of bytes throughout, so that nothing changes on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable
+
+Fields = list[tuple[bytes, bytes]]
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# The server that took the request has answered it already.
+_DONE_HERE = frozenset({b"expect"})
+# Without these the message would be another one, whatever Connection says.
+_KEPT = frozenset({b"host", b"content-length"})
+_OF_THE_WAY = frozenset(
+    {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
+)
+
+
+def end_to_end(fields: Iterable[tuple[bytes, bytes]]) -> Fields:
+    """Without what concerned only the connection that it came by (RFC 9110, 7.6.1)."""
+    given = list(fields)
+    named = {
+        token.strip().lower()
+        for name, value in given
+        if name.lower() == b"connection"
+        for token in value.split(b",")
+    }
+    gone = (named - _KEPT) | _HOP_BY_HOP
+    return [(name, value) for name, value in given if name.lower() not in gone]
+
+
+def values(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    """All values of one field."""
+    return [value for each, value in fields if each.lower() == name]
+
+
+def text(field: bytes) -> str:
+    """For aiohttp, which writes UTF-8."""
+    try:
+        return field.decode()
+    except UnicodeDecodeError:
+        return field.decode("latin-1")
+
+
+def origin_form(target: bytes) -> str | None:
+    """A request's target as it can be passed on, `/path?query`; None where it is none."""
+    plain = target.partition(b"#")[0]
+    if not plain.startswith(b"/") or any(byte <= 32 or byte == 127 for byte in plain):
+        return None
+    return "".join(chr(byte) if byte < 128 else f"%{byte:02X}" for byte in plain)
+
+
+class Way:
+    """How the routers of one election know each other, in the field Via.
+
+    Args:
+        key: the election.
+    """
+
+    def __init__(self, key: str, chance: random.Random) -> None:
+        self._election = f"leadership-{hashlib.sha256(key.encode()).hexdigest()[:16]}-".encode()
+        self._name = self._election + f"{chance.getrandbits(64):016x}".encode()
+
+    def passed(self, fields: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a router of this election has passed the request on already."""
+        return any(
+            entry.split()[1:2] and entry.split()[1].startswith(self._election)
+            for value in values(fields, b"via")
+            for entry in value.split(b",")
+        )
+
+    def onward(
+        self, fields: Fields, *, scheme: str, client: str | None, version: str, trusted: bool
+    ) -> Fields:
+        """What goes to the leader.
+
+        Args:
+            scheme: what the client came by.
+            client: its address, if it has one.
+            trusted: whether to believe, and add to, what the request says of the way before us.
+        """
+        kept = [(n, v) for n, v in end_to_end(fields) if n.lower() not in _DONE_HERE]
+        before = {name: values(kept, name) for name in _OF_THE_WAY} if trusted else {}
+        host = b", ".join(values(kept, b"host"))
+        told = [(n, v) for n, v in kept if n.lower() not in _OF_THE_WAY | {b"via"}]
+        via = [*values(kept, b"via"), version.encode() + b" " + self._name]
+        told.append((b"Via", b", ".join(via)))
+        forwarded = [*before.get(b"forwarded", []), _forwarded(scheme, client, host)]
+        told.append((b"Forwarded", b", ".join(forwarded)))
+        clients = [*before.get(b"x-forwarded-for", []), (client or "unknown").encode()]
+        told.append((b"X-Forwarded-For", b", ".join(clients)))
+        for name, own in ((b"X-Forwarded-Proto", scheme.encode()), (b"X-Forwarded-Host", host)):
+            believed = before.get(name.lower())
+            told.append((name, believed[0] if believed else own))
+        return told
+
+
+def _forwarded(scheme: str, client: str | None, host: bytes) -> bytes:
+    """One element of the field Forwarded (RFC 7239)."""
+    node = f'"[{client}]"' if client and ":" in client else client or "unknown"
+    quoted = host.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    return f"for={node};proto={scheme};host=".encode() + b'"' + quoted + b'"'

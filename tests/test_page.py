@@ -1,0 +1,282 @@
+"""The live page, in a real browser."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from leadership import Candidate, Store, new_store
+from leadership.dashboard import Dashboard
+from leadership.errors import ConfigurationError
+from leadership.faults import FaultyBackend
+from leadership.survey import Survey
+
+from .command import Command, leadership_here
+from .peers_cluster import PeersCluster
+from .servers.chromium import browser as browser_program
+from .servers.etcd_client import EtcdClient
+from .servers.programs import ServerMissingError
+
+# Milliseconds: two busy cores, and a browser on them.
+expect.set_options(timeout=20_000)
+
+HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    try:
+        program = browser_program()
+    except ServerMissingError as error:
+        # As with the backends' servers: in CI a missing one is a failure.
+        if os.environ.get("CI"):
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(f"needs a browser: {error}")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield launched
+        launched.close()
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def open_page(chromium: Browser) -> Iterator[Open]:
+    """Opens an address in a window of its own; what goes wrong in it fails the test."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_it(url: str, **options: Any) -> Page:
+        context = chromium.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda told: (
+                complaints.append(told.text)
+                if told.type == "error" and "ERR_" not in told.text
+                else None
+            ),
+        )
+        page.on("dialog", lambda dialog: complaints.append(f"a dialog: {dialog.message}"))
+        page.goto(url)
+        return page
+
+    yield open_it
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@contextlib.contextmanager
+def dashboard(store: Store, prefix: str = "") -> Iterator[str]:
+    """The page of a store in this process; its address."""
+    page = Dashboard(Survey(store.core.backend, prefix), "127.0.0.1:0")
+    store.core.call(page.start)
+    try:
+        yield f"http://{page.address}/"
+    finally:
+        store.core.call(page.close)
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    with new_store(f"memory://{uuid.uuid4()}") as opened:
+        yield opened
+
+
+def test_a_leader_is_killed_and_the_page_shows_the_next_one(
+    etcd: EtcdClient, open_page: Open
+) -> None:
+    prefix = f"page-{uuid.uuid4()}"
+    key = f"{prefix}/web/leader"
+
+    def contender(name: str) -> Command:
+        run = ("run", "--key", key, "--id", name, "--ttl", "2", "--json")
+        return Command(*run, "--", "sleep", "600", LEADERSHIP_STORE=etcd.url)
+
+    with contextlib.ExitStack() as stack:
+        shown = stack.enter_context(
+            Command(
+                *("dashboard", "--prefix", f"{prefix}/", "--listen", "127.0.0.1:0", "--json"),
+                LEADERSHIP_STORE=etcd.url,
+            )
+        )
+        first = stack.enter_context(contender("first"))
+        first.wait_for("started")
+        second = stack.enter_context(contender("second"))
+        page = open_page(shown.wait_for("listening")["url"])
+        card = page.locator(".election")
+        expect(card.locator("h2")).to_have_text(key)
+        expect(card.locator(".value")).to_have_text("first")
+        expect(card.locator(".queue li")).to_have_text(["second"])
+        expect(card.locator(".left")).to_have_text(re.compile(r"^\d\.\d s$"))
+        token = int(card.locator(".token").inner_text())
+
+        first.send(signal.SIGKILL)
+        expect(card.locator(".value")).to_have_text("second")
+        expect(card.locator(".queue p")).to_have_text("nobody")
+        assert int(card.locator(".token").inner_text()) > token
+        expect(card.locator(".line .term")).to_have_text(["first", "second"])
+        card.locator("summary").click()
+        expect(card.locator("tbody td").nth(1)).to_have_text(str(token))
+        expect(page.locator("#spoken")).to_have_text(f"{key}: second leads")
+        second.wait_for("started")
+        shown.send(signal.SIGTERM)
+        assert shown.status() == 143
+
+
+@pytest.mark.backend("memory")
+def test_whatever_the_store_says_is_text(store: Store, open_page: Open) -> None:
+    with (
+        dashboard(store) as url,
+        Candidate(store, "<b>k</b>/'\"&<i>", HOSTILE, ttl=60).campaign(timeout=10),
+    ):
+        page = open_page(url)
+        expect(page.locator(".value")).to_have_text(HOSTILE)
+        expect(page.locator("h2")).to_have_text("<b>k</b>/'\"&<i>")
+        expect(page.locator(".line .term")).to_have_text([HOSTILE])
+        assert page.title() == "leadership"
+        assert page.locator("script").count() == 1
+        assert page.locator("h2 b, h2 i, img").count() == 0
+
+
+@pytest.mark.backend("memory")
+def test_the_browser_itself_lets_no_other_script_run_and_loads_nothing_else(
+    store: Store, chromium: Browser
+) -> None:
+    with dashboard(store) as url, chromium.new_context() as context:
+        page = context.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        answer = page.goto(url)
+        assert answer is not None
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        expect(page.locator("#link")).to_have_text("live")
+        assert set(asked) <= {url, f"{url}events"}
+        ran = page.evaluate("""() => new Promise((told) => {
+            document.addEventListener("securitypolicyviolation", () => told("refused"));
+            const script = document.createElement("script");
+            try { script.textContent = "window.ran = true"; } catch { told("refused"); }
+            document.body.append(script);
+            setTimeout(() => told(String(window.ran)), 2000);
+        })""")
+        assert ran == "refused"
+
+
+@pytest.mark.backend("memory")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_nothing_is_wider_than_the_screen(
+    store: Store, open_page: Open, scheme: str
+) -> None:
+    with (
+        dashboard(store) as url,
+        Candidate(store, "k/" + "long-" * 30, "w" * 150, ttl=60).campaign(timeout=10),
+    ):
+        phone = {"width": 360, "height": 740}
+        page = open_page(url, viewport=phone, color_scheme=scheme)
+        expect(page.locator(".value")).to_have_text("w" * 150)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        darkest = max(int(part) for part in re.findall(r"\d+", ground)[:3])
+        assert (darkest < 64) == (scheme == "dark")
+
+
+@pytest.mark.backend("memory")
+def test_an_outage_is_said_and_a_leader_that_left_is_shown(store: Store, open_page: Open) -> None:
+    faults = FaultyBackend.under(store)
+    candidate = Candidate(store, "k", "a", ttl=60)
+    with dashboard(store) as url:
+        page = open_page(url)
+        expect(page.locator("#none")).to_be_visible()
+        with candidate.campaign(timeout=10):
+            expect(page.locator(".value")).to_have_text("a")
+            with faults.cut_off():
+                expect(page.locator("#link")).to_have_text("cut off from the store")
+                expect(page.locator("#trouble")).to_contain_text("known before")
+                expect(page.locator(".value")).to_have_text("a")
+            expect(page.locator("#link")).to_have_text("live")
+        expect(page.locator(".value")).to_have_text("nobody leads")
+        expect(page.locator("#unled")).to_have_text("1")
+
+
+@pytest.mark.backend("peers")
+def test_a_node_of_peers_shows_its_own_page(open_page: Open) -> None:
+    cluster = PeersCluster(2)
+    with contextlib.ExitStack() as stack:
+        stores = [stack.enter_context(each) for each in cluster.start(0, 1)]
+        candidate = Candidate(stores[0], "k/leader", "a", ttl=1)
+        candidate.campaign(timeout=20)
+        page = open_page(f"http://{cluster.addresses[1]}/ui")
+        expect(page.locator(".value")).to_have_text("a")
+        expect(page.locator(".left")).to_have_text(re.compile(r"^\d\.\d s$"))
+        candidate.stop()
+        expect(page.locator(".value")).to_have_text("nobody leads")
+        # It goes away with somebody looking.
+        stores[1].close()
+        expect(page.locator("#link")).to_have_text("connecting again")
+
+
+@pytest.mark.backend("peers")
+def test_a_node_shows_nothing_where_the_page_is_switched_off() -> None:
+    cluster = PeersCluster(1, ui=0)
+    [store] = cluster.start(0)
+    with store:
+        for path in ("ui", "ui/events", "leadership/elections"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"http://{cluster.addresses[0]}/{path}", timeout=10)
+
+
+@pytest.mark.backend("memory")
+def test_other_paths_and_methods_get_a_plain_refusal(store: Store) -> None:
+    with dashboard(store) as url:
+        for request, status in (
+            (urllib.request.Request(f"{url}other"), 404),
+            (urllib.request.Request(url, data=b"x"), 405),
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=10)
+            assert refused.value.code == status
+            refused.value.close()
+
+
+@pytest.mark.backend("memory")
+def test_an_address_in_use_is_an_error_that_says_so(store: Store) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        page = Dashboard(Survey(store.core.backend, ""), f"127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(ConfigurationError, match="cannot listen at"):
+            store.core.call(page.start)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--listen", "nowhere"), "write HOST:PORT"),
+        (("--prefix", "a//b"), "segment"),
+        (("--connect-timeout", "0"), "above 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    options: tuple[str, ...], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = leadership_here(capfd, "dashboard", "--store", "memory://x", *options)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
