@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tests.servers.fault_proxy import Mode
-from tests.servers.server import Server
 
 from .checker import REMOVAL_OVERLAP
 from .grounds import Ground
@@ -187,22 +186,19 @@ def server_killed(scene: Scene, slot: int) -> Steps:
     server = scene.chance.choice(scene.ground.servers)
     server.kill()
     yield scene.chance.uniform(0.1, 2) * scene.ground.ttl
-    server.launch()
-    yield from _ready(scene, [server])
+    yield from _behind(server.start)
 
 
 def server_restarted(scene: Scene, slot: int) -> Steps:
     server = scene.chance.choice(scene.ground.servers)
-    server.terminate()
-    server.launch()
-    yield from _ready(scene, [server])
+    yield from _behind(server.restart)
 
 
 def server_paused(scene: Scene, slot: int) -> Steps:
     server = scene.chance.choice(scene.ground.servers)
     server.pause()
     yield _short_or_long(scene)
-    server.resume()
+    yield from _behind(server.resume)
 
 
 def quorum_killed(scene: Scene, slot: int) -> Steps:
@@ -210,9 +206,8 @@ def quorum_killed(scene: Scene, slot: int) -> Steps:
     for server in lost:
         server.kill()
     yield _short_or_long(scene)
-    for server in lost:
-        server.launch()
-    yield from _ready(scene, lost)
+    # Each is ready only when the others run too.
+    yield from _behind(*(server.start for server in lost))
 
 
 def quorum_paused(scene: Scene, slot: int) -> Steps:
@@ -220,10 +215,7 @@ def quorum_paused(scene: Scene, slot: int) -> Steps:
     for server in lost:
         server.pause()
     yield _short_or_long(scene)
-    # Each is ready only when the others run too.
-    with ThreadPoolExecutor(len(lost)) as pool:
-        for server in lost:
-            pool.submit(server.resume)
+    yield from _behind(*(server.resume for server in lost))
 
 
 def everybody_killed(scene: Scene, slot: int) -> Steps:
@@ -247,10 +239,13 @@ def majority_paused(scene: Scene, slot: int) -> Steps:
         scene.processes[each].resume()
 
 
-def _ready(scene: Scene, servers: list[Server]) -> Steps:
-    for server in servers:
-        server.wait_ready()
-    yield 0.1
+def _behind(*acts: Callable[[], object]) -> Steps:
+    """Do all of these at once, while other faults go on; over when they are done."""
+    with ThreadPoolExecutor(len(acts)) as pool:
+        for doing in [pool.submit(act) for act in acts]:
+            while not doing.done():
+                yield 0.1
+            doing.result()
 
 
 def token_expired(scene: Scene, slot: int) -> Steps:

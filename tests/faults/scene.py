@@ -58,6 +58,7 @@ class Scene:
         self.chance = chance
         self._folder = folder
         self._over = over
+        self._never = threading.Event()
         self._seed = seed
         self._recorder = Recorder(folder / "scene.jsonl")
         self._serial = itertools.count(1)
@@ -188,7 +189,11 @@ class Scene:
 
     def wait(self, seconds: float) -> bool:
         """Let time pass; False when the round is to end."""
-        return not self._over.wait(max(0.0, seconds))
+        if not self._over.wait(max(0.0, seconds)):
+            return True
+        # What is mended may still take its time.
+        self._never.wait(min(max(0.0, seconds), 0.1))
+        return False
 
     def record(self, record: AnyRecord) -> None:
         self._recorder.write(record)
