@@ -9,7 +9,7 @@ WITH_SERVERS := tests/servers/with_servers.sh
 PYTEST_ARGS ?= --numprocesses 3 --dist worksteal
 BENCH_ARGS ?=
 
-.PHONY: install test long demo bench bench-peers bench-guardian simulate mutants check clean
+.PHONY: install test long soak demo bench bench-peers bench-guardian simulate mutants check clean
 .DEFAULT_GOAL := test
 
 install: $(INSTALLED)
@@ -32,6 +32,11 @@ test: install
 # What needs minutes: a server's default times, which cannot be made shorter, and large rounds.
 long: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest -m long $(PYTEST_ARGS)
+
+# make soak MINUTES=60 [STORE=etcd] [SEED=n]: faults for so long, on one store or on each in turn.
+soak: install
+	$(WITH_SERVERS) $(RUN)/python -m tests.faults play --minutes $(or $(MINUTES),5) \
+	    --seed $(or $(SEED),1) $(addprefix --store=,$(STORE))
 
 demo: install
 	$(RUN)/leadership demo
@@ -66,6 +71,6 @@ check: install
 
 clean:
 	@if docker info >/dev/null 2>&1; then docker compose down --volumes; fi
-	rm -rf $(VENV) .servers build dist *.egg-info
+	rm -rf $(VENV) .servers soak build dist *.egg-info
 	rm -rf .coverage htmlcov .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

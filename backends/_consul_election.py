@@ -69,7 +69,10 @@ class Election:
         work = asyncio.gather(
             self._sweep(session, Target(key)), self._sweep(session, Target(place))
         )
-        session.sweeps[key] = self.spawn(work)
+        self.spawn(work)
+        # Not the task that waits for it: one that is cancelled before it has begun passes
+        # nothing on, and what nobody can end any more would undo every later win.
+        session.sweeps[key] = work
 
     async def _sweep(self, session: ConsulSession, target: Target) -> None:
         while session.lease.ended is None:

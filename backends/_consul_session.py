@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -130,7 +130,7 @@ class ConsulSession(Session):
         self.lease = Lease(context.clock, context.max_clock_drift)
         self.holders: set[Holder] = set()
         # What undoes the writes of unknown outcome of contenders that left, by key.
-        self.sweeps: dict[str, asyncio.Future[None]] = {}
+        self.sweeps: dict[str, asyncio.Future[Any]] = {}
         self._waiting: str | None = None
         self._making: asyncio.Future[str] | None = None
         self._failures = 0

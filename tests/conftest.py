@@ -71,7 +71,7 @@ _versions: dict[str, str] = {}
 _tests_run: Counter[str] = Counter()
 
 
-def _require_native(backend: str) -> None:
+def require_native(backend: str) -> None:
     try:
         _versions[backend] = _INSTALLED[backend]()
     except ServerMissingError as error:
@@ -94,7 +94,7 @@ def etcd() -> Iterator[EtcdClient]:
         _versions["etcd"] = outside.version
         yield outside
     else:
-        _require_native("etcd")
+        require_native("etcd")
         with EtcdServer() as server:
             yield server
 
@@ -102,7 +102,7 @@ def etcd() -> Iterator[EtcdClient]:
 @pytest.fixture
 def make_etcd() -> Iterator[MakeEtcd]:
     """``make_etcd(**options)`` starts an :class:`EtcdServer`; they stop with the test."""
-    _require_native("etcd")
+    require_native("etcd")
     with contextlib.ExitStack() as servers:
         yield lambda **options: servers.enter_context(EtcdServer(**options))
 
@@ -116,7 +116,7 @@ def etcd_server(make_etcd: MakeEtcd) -> EtcdServer:
 @pytest.fixture
 def etcd_cluster() -> Iterator[EtcdCluster]:
     """Three etcd members of the test's own."""
-    _require_native("etcd")
+    require_native("etcd")
     with EtcdCluster() as cluster:
         yield cluster
 
@@ -133,7 +133,7 @@ def consul() -> Iterator[ConsulClient]:
         _versions["consul"] = outside.version
         yield outside
     else:
-        _require_native("consul")
+        require_native("consul")
         with ConsulServer() as server:
             yield server
 
@@ -141,7 +141,7 @@ def consul() -> Iterator[ConsulClient]:
 @pytest.fixture(scope="session")
 def default_consul() -> Iterator[ConsulServer]:
     """One Consul with its default times for the whole run."""
-    _require_native("consul")
+    require_native("consul")
     with ConsulServer(fast=False) as server:
         yield server
 
@@ -149,7 +149,7 @@ def default_consul() -> Iterator[ConsulServer]:
 @pytest.fixture
 def make_consul() -> Iterator[MakeConsul]:
     """``make_consul(**options)`` starts a :class:`ConsulServer`; they stop with the test."""
-    _require_native("consul")
+    require_native("consul")
     with contextlib.ExitStack() as servers:
         yield lambda **options: servers.enter_context(ConsulServer(**options))
 
@@ -163,7 +163,7 @@ def consul_server(make_consul: MakeConsul) -> ConsulServer:
 @pytest.fixture
 def consul_cluster() -> Iterator[ConsulCluster]:
     """Three Consul servers of the test's own."""
-    _require_native("consul")
+    require_native("consul")
     with ConsulCluster() as cluster:
         yield cluster
 
@@ -180,14 +180,14 @@ def zookeeper() -> Iterator[ZooKeeperClient]:
         _versions["zookeeper"] = outside.version
         yield outside
     else:
-        _require_native("zookeeper")
+        require_native("zookeeper")
         with ZooKeeperServer() as server:
             yield server
 
 
 @contextlib.contextmanager
 def _zookeepers() -> Iterator[MakeZooKeeper]:
-    _require_native("zookeeper")
+    require_native("zookeeper")
     with contextlib.ExitStack() as servers:
         yield lambda **options: servers.enter_context(ZooKeeperServer(**options))
 
@@ -215,7 +215,7 @@ def zookeeper_server(make_zookeeper: MakeZooKeeper) -> ZooKeeperServer:
 @pytest.fixture(scope="session")
 def shared_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three ZooKeepers for the whole run, for tests that leave them be."""
-    _require_native("zookeeper")
+    require_native("zookeeper")
     with ZooKeeperEnsemble() as ensemble:
         yield ensemble
 
@@ -223,7 +223,7 @@ def shared_ensemble() -> Iterator[ZooKeeperEnsemble]:
 @pytest.fixture
 def zookeeper_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three ZooKeepers of the test's own."""
-    _require_native("zookeeper")
+    require_native("zookeeper")
     with ZooKeeperEnsemble() as ensemble:
         yield ensemble
 
@@ -231,7 +231,7 @@ def zookeeper_ensemble() -> Iterator[ZooKeeperEnsemble]:
 @pytest.fixture
 def cuttable_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three whose followers can be cut from their leader, and go on answering for a while."""
-    _require_native("zookeeper")
+    require_native("zookeeper")
     with ZooKeeperEnsemble(cuttable=True) as ensemble:
         yield ensemble
 
@@ -239,7 +239,7 @@ def cuttable_ensemble() -> Iterator[ZooKeeperEnsemble]:
 @pytest.fixture
 def read_only_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three that answer reads when they are alone."""
-    _require_native("zookeeper")
+    require_native("zookeeper")
     with ZooKeeperEnsemble(read_only=True) as ensemble:
         yield ensemble
 

@@ -11,6 +11,7 @@ import pytest
 from leadership.backends.consul import ConsulBackend
 
 from .consul_elections import contender, opened, places, win
+from .loops import on_a_loop, settle
 from .servers.consul_client import ConsulClient
 from .waiting import async_wait_until
 
@@ -141,3 +142,21 @@ def test_who_is_cancelled_while_it_leaves_can_leave_again(
 
     assert asyncio.run(scenario()) > 1
     assert consul.keys(key) == []
+
+
+@on_a_loop
+async def test_who_enters_again_at_once_is_not_undone_by_what_it_left_behind(
+    consul: ConsulClient, key: str
+) -> None:
+    async with opened(consul.endpoint) as backend:
+        part = contender(backend, key)
+        await win(part)
+        # A resignation of which no reply came, as the next campaign finds it.
+        part._unsure = part._leaving = True
+        claim, lost = await win(part)
+        await settle()
+        still_at_work = {task.get_coro().__name__ for task in asyncio.all_tasks()}  # type: ignore[union-attr]
+        assert "_sweep" not in still_at_work
+        assert claim.lease.is_valid()
+        assert lost == []
+        await part.leave()

@@ -348,6 +348,33 @@ def test_a_delay_hands_bytes_on_later(echo: Echo) -> None:
     assert time.monotonic() - sent >= 0.1
 
 
+def test_a_reply_is_lost_to_the_request_that_was_named_and_to_all_after_it(echo: Echo) -> None:
+    echo.proxy.lose_reply_to(b"create")
+    echo.client.sendall(b"read")
+    assert echo.server.recv(10) == b"read"
+    echo.server.sendall(b"down")
+    assert echo.client.recv(10) == b"down"
+    echo.client.sendall(b"create it")
+    assert echo.server.recv(10) == b"create it"
+    assert echo.proxy.mode is Mode.DOWN
+    echo.server.sendall(b"down")
+    assert silent(echo.client)
+    echo.proxy.set(Mode.PASS)
+    assert echo.client.recv(10) == b"down"
+
+
+def test_what_is_lost_is_sent_again_later_and_in_order(echo: Echo) -> None:
+    echo.proxy.set(Mode.LOSS)
+    sent = b"".join(bytes([number]) for number in range(20))
+    began = time.monotonic()
+    received = b""
+    for number in sent:
+        echo.client.sendall(bytes([number]))
+        received += echo.server.recv(1)
+    assert received == sent
+    assert time.monotonic() - began >= 0.2
+
+
 def test_a_relay_cuts_a_client_off_its_server(etcd_server: EtcdServer) -> None:
     with FaultProxy(etcd_server.client_port) as proxy:
         through = EtcdClient([proxy.endpoint], "")

@@ -10,10 +10,11 @@ from typing import Any
 from kazoo.client import KazooClient
 from kazoo.exceptions import NoNodeError
 
-from leadership import Candidate, Store, aio
+from leadership import Store, aio
 from leadership.backend import Address, Context
 from leadership.backends._zookeeper_contender import ZooKeeperContender
 from leadership.backends.zookeeper import ZooKeeperBackend
+from leadership.candidate import CandidateBase
 from leadership.events import Event
 from leadership.lease import Claim
 
@@ -35,7 +36,7 @@ def entries(client: KazooClient, key: str) -> list[str]:
     return [name for _, name in sorted(made)]
 
 
-def session_of(candidate: Candidate) -> tuple[int, bytes]:
+def session_of(candidate: CandidateBase[Any]) -> tuple[int, bytes]:
     """The id and password of the session that a candidate's entry hangs on."""
     assert candidate._candidacy is not None
     session = candidate._candidacy._contender._session  # type: ignore[union-attr]
@@ -45,7 +46,12 @@ def session_of(candidate: Candidate) -> tuple[int, bytes]:
 
 def expire(server: ZooKeeperClient, session: tuple[int, bytes]) -> None:
     """End a session as another client that knows its password."""
-    thief = KazooClient(hosts=server.endpoint, client_id=session)
+    end_session(server.endpoint, session)
+
+
+def end_session(endpoint: str, session: tuple[int, bytes]) -> None:
+    """The same, at an address."""
+    thief = KazooClient(hosts=endpoint, client_id=session)
     thief.start(timeout=10)
     thief.stop()
     thief.close()

@@ -65,6 +65,9 @@ class EtcdServer(Server, EtcdClient):
         self._options: list[str] = list(_FAST_TIMING) if fast else []
         self._process = ServerProcess(name, self.folder / "log")
         self._auth_wanted = auth
+        if auth:
+            # The least: a login is to cost nothing that a test on a busy machine would notice.
+            self._options.append("--bcrypt-cost=4")
         if auth_token_ttl is not None:
             self._options.append(f"--auth-token-ttl={auth_token_ttl}")
         if tls or client_certificates:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import enum
+import random
 import socket
 import struct
 import threading
@@ -12,6 +13,9 @@ from typing import Self
 from tests.servers.ports import LOOPBACK
 
 _CHUNK = 65_536
+
+# How TCP fares on such a line: its first try again comes after 200 ms, each later one twice that.
+_LOSS, _SENT_AGAIN = 0.3, 0.2
 
 # Linger on, for 0 s: close() sends RST instead of FIN.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -26,16 +30,25 @@ class Mode(enum.Enum):
     DOWN = "down"  # stall only what comes back: the server acts, and the reply is lost
     RESET = "reset"  # close all with RST, and so every new connection
     DELAY = "delay"  # hand them on later
+    LOSS = "loss"  # lose packets: TCP sends them again, ever later
 
 
 class FaultProxy:
     """Relays ``127.0.0.1:<port>`` to ``target`` on a thread of its own; passes at first.
 
     Bytes held back by a stall are not lost: they move when the mode lets them again.
+    ``chance`` draws which packets are lost.
     """
 
-    def __init__(self, target_port: int, target_host: str = LOOPBACK) -> None:
+    def __init__(
+        self,
+        target_port: int,
+        target_host: str = LOOPBACK,
+        chance: random.Random | None = None,
+    ) -> None:
         self._target = (target_host, target_port)
+        self._chance = chance or random.Random(0)
+        self._unanswered: bytes | None = None
         self._mode = Mode.PASS
         self._delay = 0.0
         self._changed = asyncio.Event()
@@ -77,6 +90,13 @@ class FaultProxy:
         change = self._set(Mode(mode), delay)
         asyncio.run_coroutine_threadsafe(change, self._loop).result()
 
+    def lose_reply_to(self, request: bytes) -> None:
+        """Once a client sends these bytes, hand them on, and go into mode DOWN."""
+        self._loop.call_soon_threadsafe(self._lose_reply_to, request)
+
+    def _lose_reply_to(self, request: bytes | None) -> None:
+        self._unanswered = request
+
     def close(self) -> None:
         """Drop every connection, stop listening, end the thread. Closing twice is fine."""
         if self._closed:
@@ -90,6 +110,7 @@ class FaultProxy:
     async def _set(self, mode: Mode, delay: float) -> None:
         self._mode = mode
         self._delay = delay
+        self._unanswered = None
         self._changed.set()
         self._changed = asyncio.Event()
         if mode is Mode.RESET:
@@ -138,11 +159,21 @@ class FaultProxy:
             while data := await reader.read(_CHUNK):
                 if self._mode is Mode.DELAY:
                     await asyncio.sleep(self._delay)
+                elif self._mode is Mode.LOSS:
+                    await asyncio.sleep(self._time_lost())
+                elif way is Mode.UP and self._unanswered and self._unanswered in data:
+                    await self._set(Mode.DOWN, 0.0)
                 await self._let_through(Mode.STALL, way)
                 writer.write(data)
                 await writer.drain()
             await self._let_through(Mode.STALL, way)
         writer.close()
+
+    def _time_lost(self) -> float:
+        tries = 0
+        while self._chance.random() < _LOSS:
+            tries += 1
+        return _SENT_AGAIN * ((1 << tries) - 1)
 
     async def _let_through(self, *stalling: Mode) -> None:
         while self._mode in stalling:

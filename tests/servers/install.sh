@@ -2,9 +2,10 @@
 # Put the servers that the tests need into a private folder, from the distribution's own
 # packages, which are only unpacked: nothing is installed system-wide, root is not needed.
 #
-#   install.sh [etcd|consul|zookeeper|haproxy]...      every known server when none is named
+#   install.sh [etcd|consul|zookeeper|haproxy|faketime]...      every known server when none is named
 #
 # Running it again costs a fraction of a second. Result: FOLDER/bin/{etcd,etcdctl,consul,zookeeper,haproxy}.
+# `faketime` is FOLDER/lib/libfaketimeMT.so.1, which shows a process another wall clock;
 # `chromium`, a browser that shows the live page to the tests, is had in the same way.
 #
 #   LEADERSHIP_SERVERS    FOLDER; default: .servers in the checkout
@@ -13,7 +14,7 @@
 #   ETCD_SUITES           suites to try, in this order; CONSUL_SUITES and so on likewise
 set -euo pipefail
 
-known="etcd consul zookeeper haproxy chromium"
+known="etcd consul zookeeper haproxy faketime chromium"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 say() { printf 'install.sh: %s\n' "$*" >&2; }
@@ -38,6 +39,7 @@ fi
 ETCD_SUITES=${ETCD_SUITES:-$default_suites}
 CONSUL_SUITES=${CONSUL_SUITES:-$consul_suites}
 ZOOKEEPER_SUITES=${ZOOKEEPER_SUITES:-$default_suites}
+FAKETIME_SUITES=${FAKETIME_SUITES:-$default_suites}
 # Its libraries come from the same suite, and want a libc that is not newer than this machine's.
 HAPROXY_SUITES=${HAPROXY_SUITES:-$(distribution VERSION_CODENAME)}
 
@@ -272,6 +274,27 @@ WRAPPER
             [ -n "$(version_haproxy)" ] && return 0
         fi
         say "haproxy: not from $suite"
+    done
+    return 1
+}
+
+version_faketime() {
+    local library=$folder/lib/libfaketimeMT.so.1
+    [ -e "$library" ] || return 0
+    [ "$(LD_PRELOAD=$library FAKETIME='2001-02-03 04:05:06' date +%Y 2>/dev/null)" = 2001 ] &&
+        printf 'libfaketime\n'
+}
+
+install_faketime() {
+    local suite found
+    for suite in $FAKETIME_SUITES; do
+        if fetch "$suite" libfaketime && unpack "$suite" faketime libfaketime; then
+            found=$(cd "$folder/faketime" && compgen -G 'usr/lib/*/faketime/libfaketimeMT.so.1')
+            mkdir -p "$folder/lib"
+            ln -sfn "../faketime/$found" "$folder/lib/libfaketimeMT.so.1"
+            [ -n "$(version_faketime)" ] && return 0
+        fi
+        say "faketime: not from $suite"
     done
     return 1
 }

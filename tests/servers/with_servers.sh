@@ -22,7 +22,7 @@ elif has apt-get && has dpkg-deb; then
     # shellcheck disable=SC2086
     "$here/install.sh" $wanted
     # No stores: the tests that need them say so themselves.
-    "$here/install.sh" haproxy chromium || true
+    "$here/install.sh" haproxy faketime chromium || true
 elif runs_docker; then
     # shellcheck disable=SC2086
     docker compose --project-directory "$here/../.." up -d --wait $wanted
