@@ -27,7 +27,11 @@ from rich.progress import (
 
 from bench.figures import Figure, Figures
 from bench.grounds import GROUNDS, Ground
+from bench.growth import growth_on
+from bench.idle import idle_on
+from bench.imports import import_rounds
 from bench.machine import this_machine
+from bench.peers_rounds import peers_rounds
 from bench.plan import QUICK, Plan
 from bench.plot import plot
 from bench.report import show, write_json
@@ -37,7 +41,8 @@ from bench.rounds import Round, rounds_on
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small round of everything")
-    parser.add_argument("--stores", nargs="*", choices=list(GROUNDS), default=list(GROUNDS))
+    stores = [*GROUNDS, "peers"]
+    parser.add_argument("--stores", nargs="*", choices=stores, default=stores)
     parser.add_argument("--only", default="", help="rounds with this in their name, or subject")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="a folder")
     return parser.parse_args()
@@ -48,6 +53,7 @@ class Run:
 
     def __init__(self, console: Console, wanted: str) -> None:
         self.rows: list[Figure] = []
+        self.servers: dict[str, str] = {}
         self._wanted = wanted.lower()
         self._progress = Progress(
             TextColumn("{task.description}", table_column=None),
@@ -62,7 +68,8 @@ class Run:
         return self._wanted in f"{blank.what} {blank.store} {blank.subject}".lower()
 
     def play(self, grounds: Sequence[tuple[Ground | None, list[Round]]]) -> None:
-        """Measure all; a ground's server runs for as long as its rounds."""
+        """Measure what is wanted; a ground's server runs for as long as its rounds."""
+        grounds = [(ground, [r for r in rounds if self.wants(r)]) for ground, rounds in grounds]
         every = [each for _, rounds in grounds for each in rounds]
         with self._progress as progress:
             task = progress.add_task("", total=sum(each.steps * each.seconds for each in every))
@@ -71,6 +78,7 @@ class Run:
                     self._measure(rounds, task)
                 elif rounds:
                     with ground:
+                        self.servers[ground.name] = ground.version
                         self._measure(rounds, task)
 
     def _measure(self, rounds: list[Round], task: TaskID) -> None:
@@ -93,9 +101,16 @@ def main() -> None:
     plan = QUICK if wanted.quick else Plan()
     console = Console(width=None if sys.stdout.isatty() else 150)
     run = Run(console, wanted.only)
-    grounds = [GROUNDS[name]() for name in wanted.stores]
-    run.play([(ground, [r for r in rounds_on(ground, plan) if run.wants(r)]) for ground in grounds])
-    machine = this_machine({ground.name: ground.version for ground in grounds})
+    grounds = [GROUNDS[name]() for name in wanted.stores if name in GROUNDS]
+    without_server = [*import_rounds(plan)]
+    if "peers" in wanted.stores:
+        without_server += peers_rounds(plan)
+    played: list[tuple[Ground | None, list[Round]]] = [(None, without_server)]
+    for ground in grounds:
+        of_ground = (*rounds_on(ground, plan), *idle_on(ground, plan), *growth_on(ground, plan))
+        played.append((ground, list(of_ground)))
+    run.play(played)
+    machine = this_machine(run.servers)
     figures = Figures(run.rows)
     show(console, machine, figures)
     wanted.out.mkdir(parents=True, exist_ok=True)

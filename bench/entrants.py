@@ -1,25 +1,18 @@
 """Who takes part in a benchmark: candidates for one key, each used as its documentation shows.
 
 An entrant is connected when it is made. All are driven by `bench.process`, so that what is
-timed, and from which moment to which, is the same for each of them.
+timed, and from which moment to which, is the same for each of them. This module imports
+no library: each entrant's process has the memory of its own library only.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, TypeVar
-
-from leadership import Candidate, Follower, new_store
-from leadership.backend import Backend, Context, KVPair
-from leadership.errors import KeyExists
-from leadership.registry import load_backend, parse_address
-
-T = TypeVar("T")
+from typing import ClassVar
 
 
 class Role(StrEnum):
@@ -106,135 +99,23 @@ class Entrant(ABC):
         """Leave nothing open, where the library needs that to be said."""
 
 
-class Ours(Entrant):
-    """This library."""
+class Renewal:
+    """Calls a function at a third of the ttl for the time of a `with` block.
 
-    title = "leadership"
-    role = Role.OURS
-
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self._store = new_store(place.url)
-        self._store.connect()
-        self._candidate = Candidate(self._store, place.key, place.name, ttl=place.ttl)
-        self._standings = self._candidate.run_for_election()
-
-    def contend(self, elected: Callable[[], None], resigning: Callable[[], None]) -> None:
-        for leads in self._standings:
-            if leads:
-                elected()
-                resigning()
-                self._candidate.resign()
-                return
-
-    def is_leader(self) -> bool:
-        return self._candidate.is_leader()
-
-    def proclaim(self, value: str) -> None:
-        self._candidate.proclaim(value)
-
-    def close(self) -> None:
-        self._store.close()
-
-    def follow(self, told: Callable[[str], None]) -> None:
-        for leader in Follower(self._store, self.place.key).follow_election():
-            if leader is not None:
-                told(leader)
-
-
-class Floor(Entrant):
-    """No election: whoever sees the key deleted is next, and writes it again.
-
-    On our own backend, so with the same client as `Ours`.
+    For who leaves the renewal to its user: at the rate of `leadership`.
     """
 
-    title = "floor: delete + watch event"
-    role = Role.FLOOR
+    def __init__(self, renew: Callable[[], object], ttl: float) -> None:
+        self._renew = renew
+        self._interval = ttl / 3
+        self._over = threading.Event()
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self._runner = asyncio.Runner()
-        self._backend = self._run(self._connected())
-        self._has_led = False
+    def __enter__(self) -> None:
+        threading.Thread(target=self._go_on, daemon=True).start()
 
-    def _run(self, act: Awaitable[T]) -> T:
-        async def acting() -> T:
-            return await act
+    def __exit__(self, *outcome: object) -> None:
+        self._over.set()
 
-        return self._runner.run(acting())
-
-    async def _connected(self) -> Backend:
-        address = parse_address(self.place.url, None, {})
-        backend = load_backend(address.scheme)(address, Context())
-        await backend.connect()
-        return backend
-
-    async def _put(self, value: str) -> KVPair:
-        return await self._backend.put(self.place.key, value.encode())
-
-    def contend(self, elected: Callable[[], None], resigning: Callable[[], None]) -> None:
-        if self._has_led or not self._run(self._created()):
-            self._run(self._deleted(elected))
-        else:
-            elected()
-        self._has_led = True
-        self._run(self._put(self.place.name))
-        resigning()
-        self._run(self._backend.delete(self.place.key))
-
-    async def _created(self) -> bool:
-        try:
-            await self._backend.atomic_put(self.place.key, b"x", None)
-        except KeyExists:
-            return False
-        return True
-
-    async def _deleted(self, elected: Callable[[], None]) -> None:
-        was_there = False
-        async with contextlib.aclosing(self._backend.watch(self.place.key)) as states:
-            async for state in states:
-                if state is None and was_there:
-                    await self._prove()
-                    elected()
-                    return
-                was_there = was_there or state is not None
-
-    async def _prove(self) -> None:
-        """What whoever is told must do still, before it may lead."""
-
-    def is_leader(self) -> bool:
-        return self._has_led
-
-    def proclaim(self, value: str) -> None:
-        self._run(self._put(value))
-
-    def follow(self, told: Callable[[str], None]) -> None:
-        async def all_states() -> None:
-            async with contextlib.aclosing(self._backend.watch(self.place.key)) as states:
-                async for state in states:
-                    if state is not None:
-                        told(state.value.decode())
-
-        self._run(all_states())
-
-    def close(self) -> None:
-        self._run(self._backend.close())
-        self._runner.close()
-
-
-class FloorAndRead(Floor):
-    """Who is woken must still prove its entry, which takes one read."""
-
-    title = "the same, and one read"
-
-    async def _prove(self) -> None:
-        await self._backend.get(self.place.key)
-
-
-class FloorAndWrite(Floor):
-    """Who hears that the key is free must still acquire it."""
-
-    title = "the same, and one write"
-
-    async def _prove(self) -> None:
-        await self._put(self.place.name)
+    def _go_on(self) -> None:
+        while not self._over.wait(self._interval):
+            self._renew()

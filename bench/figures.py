@@ -74,6 +74,19 @@ class Figures:
     def __init__(self, rows: Iterable[Figure] = ()) -> None:
         self.rows = list(rows)
 
+    def compared(self) -> list[list[Figure]]:
+        """The rows that stand together, and within those by size; the first measured is first."""
+        groups: dict[tuple[str, str], list[Figure]] = {}
+        for row in self.rows:
+            groups.setdefault((row.what, row.store), []).append(row)
+        ordered = dict.fromkeys(what for what, _ in groups)
+        return [
+            sorted(rows, key=lambda row: row.size or 0)
+            for each in ordered
+            for (what, _), rows in groups.items()
+            if what == each
+        ]
+
     def beside(self, row: Figure, role: Role) -> Figure | None:
         """The first row of that role that `row` is compared with."""
         key = (row.what, row.store, row.size)

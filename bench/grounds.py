@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from abc import ABC, abstractmethod
 from typing import ClassVar, Self
 
-from bench.entrants import Entrant, Floor, FloorAndRead, FloorAndWrite, Ours
-from bench.rivals import (
-    ConsulLock,
-    Etcd3Lock,
-    KazooElection,
-    ToozElection,
-    ToozLock,
-    ToozZooKeeperLock,
-)
-from leadership.backends._consul_requests import places_of
+from bench.crowds import CLOCK, Crowd, FloorCrowd, OurCrowd
+from bench.entrants import Entrant
+from bench.ours import Floor, FloorAndRead, FloorAndWrite, Ours
+from bench.rival_consul import ConsulLock
+from bench.rival_crowds import ConsulCrowd, Etcd3Crowd, KazooCrowd
+from bench.rival_etcd3 import Etcd3Lock
+from bench.rival_kazoo import KazooElection
+from bench.rival_tooz import ToozElection, ToozLock, ToozZooKeeperLock
 from tests.servers.consul import ConsulServer
 from tests.servers.consul_relay import ConsulRelay
 from tests.servers.etcd import EtcdServer
 from tests.servers.zookeeper import ZooKeeperServer, ask
-from tests.zookeeper_elections import entries
 
 
 class Ground(ABC):
@@ -31,6 +29,7 @@ class Ground(ABC):
         name: of the store.
         ttl: seconds, of every hand-over: short, so that many can be seen.
         entrants: who contends here: the floors first, then we, then the others.
+        crowds: the same, many in one process.
         killed: the bar of a fail-over's p99 after SIGKILL, in seconds.
         recovery: seconds that the slowest rival needs for a fail-over, to plan with.
         url: the store.
@@ -41,6 +40,7 @@ class Ground(ABC):
     name: ClassVar[str]
     ttl: ClassVar[float]
     entrants: ClassVar[tuple[type[Entrant], ...]]
+    crowds: ClassVar[tuple[type[Crowd], ...]]
     killed: ClassVar[float]
     recovery: ClassVar[float]
     url: str
@@ -77,9 +77,16 @@ class Ground(ABC):
     def wake_ups(self) -> int:
         """How often the store has told somebody who watches."""
 
-    @abstractmethod
-    def waiting(self, key: str) -> int:
-        """How many of our candidates have an entry at the key, whoever leads among them."""
+    def settle(self, quiet: float = 1.0, patience: float = 60.0) -> None:
+        """Return once the store has been asked next to nothing for `quiet` seconds."""
+        deadline = CLOCK.now() + patience
+        before = self.requests()
+        while CLOCK.now() < deadline:
+            threading.Event().wait(quiet)
+            now = self.requests()
+            if now - before < 20 * quiet:
+                return
+            before = now
 
 
 class EtcdGround(Ground):
@@ -88,6 +95,7 @@ class EtcdGround(Ground):
     name = "etcd"
     ttl = 2.0
     entrants = (Floor, FloorAndRead, Ours, Etcd3Lock, ToozLock)
+    crowds = (FloorCrowd, OurCrowd, Etcd3Crowd)
     killed = 2.7
     recovery = 4.0
 
@@ -105,10 +113,6 @@ class EtcdGround(Ground):
     def wake_ups(self) -> int:
         return int(self._server.count("etcd_debugging_mvcc_events_total"))
 
-    def waiting(self, key: str) -> int:
-        listed = self._server.ctl("get", "--prefix", f"{key}/", "--count-only", "-w", "fields")
-        return int(listed.rpartition('"Count" :')[2])
-
 
 class ZooKeeperGround(Ground):
     """With ZooKeeper's default tick, under which a session lives 4 s and expires within 6 s."""
@@ -116,6 +120,7 @@ class ZooKeeperGround(Ground):
     name = "zookeeper"
     ttl = 4.0
     entrants = (Floor, Ours, KazooElection, ToozZooKeeperLock, ToozElection)
+    crowds = (FloorCrowd, OurCrowd, KazooCrowd)
     killed = 6.2
     recovery = 7.0
 
@@ -141,11 +146,6 @@ class ZooKeeperGround(Ground):
     def wake_ups(self) -> int:
         return sum(map(int, self._ask("mntr", r"zk_sum_node_\w+_watch_count\t(\d+)")))
 
-    def waiting(self, key: str) -> int:
-        # No client stays: its heart would be counted as somebody's renewals.
-        with self._server.client() as client:
-            return len(entries(client, key))
-
 
 class ConsulGround(Ground):
     """With Consul's default timings, under which a session lives 10 s and expires within 20 s."""
@@ -153,6 +153,7 @@ class ConsulGround(Ground):
     name = "consul"
     ttl = 10.0
     entrants = (Floor, FloorAndWrite, Ours, ConsulLock)
+    crowds = (FloorCrowd, OurCrowd, ConsulCrowd)
     killed = 20.5
     recovery = 36.0
 
@@ -171,9 +172,6 @@ class ConsulGround(Ground):
 
     def wake_ups(self) -> int:
         return sum("index" in asked.query for asked in self._relay.asked)
-
-    def waiting(self, key: str) -> int:
-        return len(self._server.keys(places_of(key)))
 
 
 GROUNDS: dict[str, type[Ground]] = {

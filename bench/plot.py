@@ -20,11 +20,9 @@ PANELS_IN_A_ROW = 3
 def plot(path: Path, machine: Machine, figures: Figures) -> None:
     """Write an SVG: medians as bars, p99 as a tick, each panel with a logarithmic scale."""
     mpl.rcParams["svg.hashsalt"] = "leadership"
-    measured = [row for row in figures.rows if row.values and row.size is None]
-    panels = [
-        list(rows) for _, rows in itertools.groupby(measured, key=lambda r: (r.what, r.store))
-    ]
-    growing = _grown(figures)
+    groups = [[row for row in rows if row.values] for rows in figures.compared()]
+    panels = [rows for rows in groups if rows and rows[0].size is None]
+    growing = [rows for rows in groups if rows and rows[0].size is not None]
     total = len(panels) + len(growing)
     lines = max(1, -(-total // PANELS_IN_A_ROW))
     picture = Picture(figsize=(6 * PANELS_IN_A_ROW, 2.4 * lines), layout="constrained")
@@ -37,12 +35,6 @@ def plot(path: Path, machine: Machine, figures: Figures) -> None:
     for left in axes:
         left.set_visible(False)
     picture.savefig(path)
-
-
-def _grown(figures: Figures) -> list[list[Figure]]:
-    sized = [row for row in figures.rows if row.values and row.size is not None]
-    ordered = sorted(sized, key=lambda row: (row.what, row.store))
-    return [list(rows) for _, rows in itertools.groupby(ordered, key=lambda r: (r.what, r.store))]
 
 
 def _title(axis: Any, row: Figure) -> None:

@@ -12,35 +12,28 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import time
+from functools import partial
 from typing import Any
 
 from bench.entrants import Entrant, Place
-from leadership.clock import SystemClock
-from tests.candidate_process import CandidateProcess
 
-CLOCK = SystemClock()
-
-
-class EntrantProcess(CandidateProcess):
-    """The same, seen by whoever measures; it is connected once it says `ready`."""
-
-    def __init__(self, entrant: type[Entrant], place: Place) -> None:
-        program = ("bench.process", f"{entrant.__module__}:{entrant.__name__}")
-        super().__init__(place.url, place.key, place.name, place.ttl, program=program)
+now = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+"""Seconds on the clock that all processes share."""
 
 
 def say(event: str, **fields: Any) -> None:
-    sys.stdout.write(json.dumps({"at": CLOCK.now(), "event": event, **fields}) + "\n")
+    sys.stdout.write(json.dumps({"at": now(), "event": event, **fields}) + "\n")
     sys.stdout.flush()
 
 
 def asked_often(entrant: Entrant, times: int) -> float:
     """Seconds that one question takes whether we lead, of so many one after the other."""
     is_leader = entrant.is_leader
-    began = CLOCK.now()
+    began = now()
     for _ in range(times):
         is_leader()
-    return (CLOCK.now() - began) / times
+    return (now() - began) / times
 
 
 def until_resigning(entrant: Entrant) -> None:

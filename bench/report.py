@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import msgspec
@@ -37,7 +36,8 @@ def show(console: Console, machine: Machine, figures: Figures) -> None:
     table = Table(title=str(machine), title_justify="left", caption=_caption(figures))
     for name in ("", "n", "median", "p99", "x floor", "x ours", "bar"):
         table.add_column(name, justify="left" if name in ("", "bar") else "right")
-    for (what, store), rows in itertools.groupby(figures.rows, key=lambda r: (r.what, r.store)):
+    for rows in figures.compared():
+        what, store = rows[0].what, rows[0].store
         table.add_section()
         table.add_row(Text(f"{what}, {store}" if store else what, style="bold"))
         for row in rows:

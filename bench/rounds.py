@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from bench.entrants import Entrant, Floor, Ours, Role
+from bench.entrants import Entrant, Role
 from bench.figures import Bar, Figure, Of
 from bench.grounds import Ground
+from bench.ours import Floor, Ours
 from bench.plan import Plan
 from bench.trials import Trials
 

@@ -17,10 +17,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bench.entrants import Entrant, Place
-from bench.process import CLOCK, EntrantProcess
+from tests.candidate_process import CandidateProcess
 
 PATIENCE = 60.0
 """Seconds for the next leader to lead: far beyond every bar, so that a miss is a figure."""
+
+
+class EntrantProcess(CandidateProcess):
+    """`bench.process`, seen by whoever measures; it is connected once it says `ready`."""
+
+    def __init__(self, entrant: type[Entrant], place: Place) -> None:
+        program = ("bench.process", f"{entrant.__module__}:{entrant.__name__}")
+        super().__init__(place.url, place.key, place.name, place.ttl, program=program)
+
 
 Pair = tuple[EntrantProcess, EntrantProcess]
 
@@ -163,6 +172,3 @@ def row(name: str, seconds: Sequence[float], bar: str) -> str:
     at = [ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in parts]
     cells = "".join(f"{1000 * cell:>11.1f}" for cell in (*at, ordered[-1]))
     return f"{name:<38}{len(ordered):>7}{cells}  {bar}"
-
-
-__all__ = ["CLOCK", "PATIENCE", "Trials", "row"]
