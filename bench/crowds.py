@@ -109,7 +109,7 @@ class OnLoop(Crowd):
     def __init__(self, url: str, ttl: float) -> None:
         super().__init__(url, ttl)
         self.told = Told()
-        self._kept: list[object] = []
+        self._kept: list[asyncio.Future[object]] = []
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
@@ -123,6 +123,14 @@ class OnLoop(Crowd):
         """Have all of them run, and tell of each that enters."""
         self.run(self._spawn(acts))
 
+    async def _end(self) -> None:
+        for each in self._kept:
+            each.cancel()
+        await asyncio.gather(*self._kept, return_exceptions=True)
+
+    def close(self) -> None:
+        self.run(self._end())
+
 
 class OurCrowd(OnLoop):
     """This library: all on one store."""
@@ -133,8 +141,8 @@ class OurCrowd(OnLoop):
     def __init__(self, url: str, ttl: float) -> None:
         super().__init__(url, ttl)
         self._store = self.run(self._connected())
+        self._candidates: list[aio.Candidate] = []
         self._leading: aio.Candidate | None = None
-        self._told_at = 0.0
 
     async def _connected(self) -> aio.Store:
         store = aio.new_store(self.url)
@@ -143,7 +151,7 @@ class OurCrowd(OnLoop):
 
     def _candidate(self, key: str, number: int) -> aio.Candidate:
         candidate = aio.Candidate(self._store, key, str(number), ttl=self.ttl)
-        self._kept.append(candidate)
+        self._candidates.append(candidate)
         return candidate
 
     async def _lead(self, candidate: aio.Candidate) -> None:
@@ -187,6 +195,7 @@ class OurCrowd(OnLoop):
         return self.told.since(began, self._number)
 
     def close(self) -> None:
+        super().close()
         self.run(self._store.close())
 
 
@@ -232,6 +241,7 @@ class FloorCrowd(OnLoop):
         return self.told.since(began, self._number)
 
     def close(self) -> None:
+        super().close()
         self.run(self._backend.delete_tree("crowd"))
         self.run(self._backend.close())
 

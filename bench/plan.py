@@ -19,7 +19,6 @@ class Plan:
         idle: seconds that a candidate stands still.
         sizes: of elections, candidates and followers.
         cut: seconds after which a size counts as too large.
-        herd: candidates for one key, as the bar has it.
     """
 
     resigned: int = 200
@@ -32,7 +31,6 @@ class Plan:
     idle: float = 60.0
     sizes: tuple[int, ...] = (1, 10, 100, 1_000, 10_000)
     cut: float = 60.0
-    herd: int = 1_000
 
 
 QUICK = Plan(
@@ -43,9 +41,8 @@ QUICK = Plan(
     asleep=1,
     asked=3,
     imported=2,
-    idle=3.0,
-    sizes=(1, 10, 100),
+    idle=5.0,
+    sizes=(1, 100),
     cut=5.0,
-    herd=100,
 )
 """Shows that everything works, in a few minutes; its figures mean little."""

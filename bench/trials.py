@@ -30,6 +30,11 @@ class EntrantProcess(CandidateProcess):
         program = ("bench.process", f"{entrant.__module__}:{entrant.__name__}")
         super().__init__(place.url, place.key, place.name, place.ttl, program=program)
 
+    def close(self) -> None:
+        """Kill it: who waits for the lead in somebody else's library hears no order to end."""
+        self.kill()
+        super().close()
+
 
 Pair = tuple[EntrantProcess, EntrantProcess]
 
