@@ -77,6 +77,7 @@ class Grown:
                 ).with_values([entered["held"] / number], cut)
             yield self.row(THREADS, "", Bar(Of.MEDIAN, 10)).with_values([entered["threads"]], cut)
             if self.crowd.role is not Role.FLOOR:
+                self.ground.settle()
                 before = self.ground.requests()
                 lasts = min(2 * TTL, self.plan.idle)
                 threading.Event().wait(lasts)

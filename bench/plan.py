@@ -34,14 +34,14 @@ class Plan:
 
 
 QUICK = Plan(
-    resigned=10,
-    told=10,
-    killed=3,
+    resigned=5,
+    told=5,
+    killed=2,
     killed_rival=1,
     asleep=1,
-    asked=3,
+    asked=2,
     imported=2,
-    idle=5.0,
+    idle=3.0,
     sizes=(1, 100),
     cut=5.0,
 )

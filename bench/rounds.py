@@ -10,7 +10,7 @@ from bench.figures import Bar, Figure, Of
 from bench.grounds import Ground
 from bench.ours import Floor, Ours
 from bench.plan import Plan
-from bench.trials import Trials
+from bench.trials import ABREAST, Trials
 
 HAND_OVER = "hand-over: resign -> the other's True"
 FAIL_OVER = "fail-over: SIGKILL -> the other's True"
@@ -91,25 +91,7 @@ def rounds_on(ground: Ground, plan: Plan) -> Iterator[Round]:
             )
     contending = [each for each in ground.entrants if each.role is not Role.FLOOR]
     for entrant in contending:
-        count = plan.killed if entrant is Ours else plan.killed_rival
-        seconds = (ground.killed if entrant is Ours else ground.recovery) + 3
-        yield timed(
-            FAIL_OVER,
-            entrant,
-            count,
-            seconds / min(5, count),
-            lambda trials, count=count: trials.killed(count),  # type: ignore[misc]
-            Bar(Of.P99, ground.killed),
-        )
-        yield timed(
-            ASLEEP,
-            entrant,
-            plan.asleep,
-            seconds,
-            lambda trials: [float(each) for each in trials.asleep(plan.asleep)],
-            Bar(Of.P99, 0),
-            unit="",
-        )
+        yield _lost(ground, entrant, plan)
         yield timed(
             ASKED,
             entrant,
@@ -118,3 +100,21 @@ def rounds_on(ground: Ground, plan: Plan) -> Iterator[Round]:
             lambda trials: trials.asked(plan.asked, ASKED_AT_ONCE),
             Bar(Of.MEDIAN, 1e-6),
         )
+
+
+def _lost(ground: Ground, entrant: type[Entrant], plan: Plan) -> Round:
+    ours = entrant is Ours
+    killed = plan.killed if ours else plan.killed_rival
+    fail_over = row(FAIL_OVER, ground.name, entrant, "s", (Bar(Of.P99, ground.killed),))
+    asleep = row(ASLEEP, ground.name, entrant, "", (Bar(Of.P99, 0),))
+
+    def measured(done: Progress) -> Iterator[Figure]:
+        trials = Trials(entrant, ground.url, ground.ttl, done=done)
+        times, answers = trials.lost(killed, plan.asleep)
+        yield fail_over.with_values(times)
+        yield asleep.with_values([float(each) for each in answers])
+
+    steps = killed + plan.asleep
+    recovery = ground.killed if ours else ground.recovery
+    waves = -(-steps // ABREAST)
+    return Round(fail_over, steps, waves * (recovery + 3) / steps, measured)

@@ -9,6 +9,7 @@ must not always be met at the same moment.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import signal
 import threading
@@ -21,6 +22,10 @@ from tests.candidate_process import CandidateProcess
 
 PATIENCE = 60.0
 """Seconds for the next leader to lead: far beyond every bar, so that a miss is a figure."""
+
+
+ABREAST = 5
+"""Pairs that are idle side by side while their leases lapse."""
 
 
 class EntrantProcess(CandidateProcess):
@@ -104,42 +109,52 @@ class Trials:
                 self.done()
         return times
 
-    def killed(self, trials: int, abreast: int = 5) -> list[float]:
-        """Seconds from SIGKILL of the leader to the other's True.
+    def lost(
+        self, killed: int, asleep: int, abreast: int = ABREAST
+    ) -> tuple[list[float], list[bool]]:
+        """Leaders that are killed, and some that sleep until another leads.
 
         Args:
+            killed, asleep: how many.
             abreast: so many pairs wait side by side, idle but for their renewals.
-        """
-        times = []
-        for begun in range(0, trials, abreast):
-            with contextlib.ExitStack() as stack:
-                pairs = [
-                    stack.enter_context(self.pair())
-                    for _ in range(begun, min(begun + abreast, trials))
-                ]
-                deaths = [self._kill_at_random(leader) for leader, _ in pairs]
-                for died, (_, other) in zip(deaths, pairs, strict=True):
-                    times.append(other.wait("standing", PATIENCE, leader=True)["at"] - died)
-                    self.done()
-        return times
 
-    def _kill_at_random(self, leader: EntrantProcess) -> float:
+        Returns:
+            Seconds from each SIGKILL to the other's True; and whether each that slept, by
+            SIGSTOP, says when it wakes that it leads, while another does.
+        """
+        times: list[float] = []
+        answers: list[bool] = []
+        ends = [True] * killed + [False] * asleep
+        for begun in range(0, len(ends), abreast):
+            with contextlib.ExitStack() as stack:
+                wave = [
+                    (*stack.enter_context(self.pair()), dies)
+                    for dies in ends[begun : begun + abreast]
+                ]
+                moments = [self._end_at_random(leader, dies) for leader, _, dies in wave]
+                for moment, (leader, other, dies) in zip(moments, wave, strict=True):
+                    led = other.wait("standing", PATIENCE, leader=True)["at"]
+                    if dies:
+                        times.append(led - moment)
+                    else:
+                        answers.append(self._woken(leader))
+                    self.done()
+        return times, answers
+
+    def _end_at_random(self, leader: EntrantProcess, dies: bool) -> float:
         # How much is left of a lease when its holder dies is chance.
         threading.Event().wait(self.chance.uniform(0, self.ttl / 3))
-        return leader.kill()
+        if dies:
+            return leader.kill()
+        leader.sleep()
+        return math.nan
 
-    def asleep(self, trials: int) -> list[bool]:
-        """Whether a leader that slept, by SIGSTOP, says True when it wakes and another leads."""
-        answers = []
-        for _ in range(trials):
-            with self.pair() as (leader, other):
-                leader.sleep()
-                other.wait("standing", PATIENCE, leader=True)
-                leader.order("check")
-                leader.signal(signal.SIGCONT)
-                answers.append(leader.wait("checked", PATIENCE)["leader"])
-            self.done()
-        return answers
+    def _woken(self, leader: EntrantProcess) -> bool:
+        """What a leader that slept says first."""
+        leader.order("check")
+        leader.signal(signal.SIGCONT)
+        said: bool = leader.wait("checked", PATIENCE)["leader"]
+        return said
 
     def told(self, trials: int) -> list[float]:
         """Seconds from the call that changes the leader's value to the follower's knowing it."""
