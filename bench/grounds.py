@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 
 from bench.crowds import CLOCK, Crowd, FloorCrowd, OurCrowd
 from bench.entrants import Entrant
+from bench.floor_zookeeper import ZooKeeperFloor, ZooKeeperFloorAndProof
 from bench.ours import Floor, FloorAndRead, FloorAndWrite, Ours
 from bench.rival_consul import ConsulLock
 from bench.rival_crowds import ConsulCrowd, Etcd3Crowd, KazooCrowd
@@ -119,7 +120,14 @@ class ZooKeeperGround(Ground):
 
     name = "zookeeper"
     ttl = 4.0
-    entrants = (Floor, Ours, KazooElection, ToozZooKeeperLock, ToozElection)
+    entrants = (
+        ZooKeeperFloor,
+        ZooKeeperFloorAndProof,
+        Ours,
+        KazooElection,
+        ToozZooKeeperLock,
+        ToozElection,
+    )
     crowds = (FloorCrowd, OurCrowd, KazooCrowd)
     killed = 6.2
     recovery = 7.0

@@ -55,7 +55,8 @@ class Ours(Entrant):
 class Floor(Entrant):
     """No election: whoever sees the key deleted is next, and writes it again.
 
-    On our own backend, so with the same client as `Ours`.
+    On our own backend, so with the same client as `Ours`; of etcd and Consul, where that adds
+    nothing to the requests.
     """
 
     title = "floor: delete + watch event"

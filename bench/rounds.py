@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.entrants import Entrant, Role
 from bench.figures import Bar, Figure, Of
 from bench.grounds import Ground
-from bench.ours import Floor, Ours
+from bench.ours import Ours
 from bench.plan import Plan
 from bench.trials import ABREAST, Trials
 
@@ -80,7 +80,9 @@ def rounds_on(ground: Ground, plan: Plan) -> Iterator[Round]:
         )
     for entrant in ground.entrants:
         # The other floors add what only a hand-over needs.
-        if entrant.can_follow() and (entrant is Floor or entrant.role is not Role.FLOOR):
+        if entrant.can_follow() and (
+            entrant is ground.entrants[0] or entrant.role is not Role.FLOOR
+        ):
             yield timed(
                 TOLD,
                 entrant,
