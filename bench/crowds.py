@@ -140,14 +140,9 @@ class OurCrowd(OnLoop):
 
     def __init__(self, url: str, ttl: float) -> None:
         super().__init__(url, ttl)
-        self._store = self.run(self._connected())
+        self._store = aio.new_store(url)
         self._candidates: list[aio.Candidate] = []
         self._leading: aio.Candidate | None = None
-
-    async def _connected(self) -> aio.Store:
-        store = aio.new_store(self.url)
-        await store.connect()
-        return store
 
     def _candidate(self, key: str, number: int) -> aio.Candidate:
         candidate = aio.Candidate(self._store, key, str(number), ttl=self.ttl)

@@ -32,6 +32,7 @@ class Ground(ABC):
         entrants: who contends here: the floors first, then we, then the others.
         crowds: the same, many in one process.
         killed: the bar of a fail-over's p99 after SIGKILL, in seconds.
+        renewals: requests in a ttl by which we keep one session, and know that it is kept.
         recovery: seconds that the slowest rival needs for a fail-over, to plan with.
         url: the store.
         counted_url: the same, by way of whatever counts the requests.
@@ -43,6 +44,7 @@ class Ground(ABC):
     entrants: ClassVar[tuple[type[Entrant], ...]]
     crowds: ClassVar[tuple[type[Crowd], ...]]
     killed: ClassVar[float]
+    renewals: ClassVar[int]
     recovery: ClassVar[float]
     url: str
     counted_url: str
@@ -98,6 +100,8 @@ class EtcdGround(Ground):
     entrants = (Floor, FloorAndRead, Ours, Etcd3Lock, ToozLock)
     crowds = (FloorCrowd, OurCrowd, Etcd3Crowd)
     killed = 2.7
+    # Three keep-alives, each with a read that proves the lease.
+    renewals = 6
     recovery = 4.0
 
     def _start(self, running: contextlib.ExitStack) -> None:
@@ -130,6 +134,8 @@ class ZooKeeperGround(Ground):
     )
     crowds = (FloorCrowd, OurCrowd, KazooCrowd)
     killed = 6.2
+    # A write each, for pings prove nothing.
+    renewals = 10
     recovery = 7.0
 
     def _start(self, running: contextlib.ExitStack) -> None:
@@ -163,6 +169,8 @@ class ConsulGround(Ground):
     entrants = (Floor, FloorAndWrite, Ours, ConsulLock)
     crowds = (FloorCrowd, OurCrowd, ConsulCrowd)
     killed = 20.5
+    # Two sessions at the leader; its word to those who wait; its and their long polls.
+    renewals = 12
     recovery = 36.0
 
     def _start(self, running: contextlib.ExitStack) -> None:

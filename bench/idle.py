@@ -43,8 +43,8 @@ def idle_on(ground: Ground, plan: Plan) -> Iterator[Round]:
 
 
 def _idle(ground: Ground, entrant: type[Entrant], seconds: float) -> Round:
-    # Three renewals in a ttl by each, and one of each that falls into the time by chance.
-    renewals = Bar(Of.P99, 2 * (3 / TTL + 1 / seconds))
+    # Of each one falls into the time by chance.
+    renewals = Bar(Of.P99, 2 * (ground.renewals / TTL + 1 / seconds))
 
     def measured(done: Progress) -> Iterator[Figure]:
         key = f"bench/{uuid.uuid4().hex}"

@@ -25,7 +25,6 @@ class Ours(Entrant):
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         self._store = new_store(place.url)
-        self._store.connect()
         self._candidate = Candidate(self._store, place.key, place.name, ttl=place.ttl)
         self._standings = self._candidate.run_for_election()
 

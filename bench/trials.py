@@ -159,7 +159,7 @@ class Trials:
     def told(self, trials: int) -> list[float]:
         """Seconds from the call that changes the leader's value to the follower's knowing it."""
         times = []
-        with self.processes("leader", "follower") as (leader, follower):
+        with self.processes("candidate", "follower") as (leader, follower):
             leader.order("contend")
             leader.wait("standing", PATIENCE, leader=True)
             follower.order("follow")
@@ -174,7 +174,7 @@ class Trials:
 
     def asked(self, trials: int, times: int) -> list[float]:
         """Seconds that the leader needs to answer whether it leads; the mean of `times` each."""
-        with self.processes("leader") as (leader,):
+        with self.processes("candidate") as (leader,):
             leader.order("contend")
             leader.wait("standing", PATIENCE, leader=True)
             answers = []
@@ -183,6 +183,12 @@ class Trials:
                 answers.append(leader.wait("timed", PATIENCE)["seconds"])
                 self.done()
             return answers
+
+
+def heading() -> str:
+    """Above lines that `row` gives, in the scripts that measure one thing."""
+    names = "".join(f"{each:>11}" for each in ("median", "p95", "p99", "max"))
+    return f"{'milliseconds':<38}{'trials':>7}{names}  bar\n"
 
 
 def row(name: str, seconds: Sequence[float], bar: str) -> str:
