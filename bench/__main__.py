@@ -25,6 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from bench.crowds import CLOCK
 from bench.figures import Figure, Figures
 from bench.grounds import GROUNDS, Ground
 from bench.growth import growth_on
@@ -54,6 +55,7 @@ class Run:
     def __init__(self, console: Console, wanted: str) -> None:
         self.rows: list[Figure] = []
         self.servers: dict[str, str] = {}
+        self._began = CLOCK.now()
         self._wanted = wanted.lower()
         self._progress = Progress(
             TextColumn("{task.description}", table_column=None),
@@ -94,6 +96,9 @@ class Run:
                 self._progress.console.print(traceback.format_exc(), style="dim")
                 self.rows.append(blank.with_values((), f"failed: {error!s:.80}"))
             self._progress.update(task, completed=end)
+            if not self._progress.console.is_terminal:
+                # No bar is seen there before all is over.
+                self._progress.console.print(f"{CLOCK.now() - self._began:>6.0f} s  {name}")
 
 
 def main() -> None:
