@@ -179,6 +179,7 @@ class ConsulGround(Ground):
         self.url = self._server.url
         self.counted_url = self._server.url_of(self._relay.endpoint)
         self.version = self._server.version
+        self._told = self._latest = 0
 
     def requests(self) -> int:
         return len(self._relay.asked)
@@ -187,7 +188,11 @@ class ConsulGround(Ground):
         return self._server.writes()
 
     def wake_ups(self) -> int:
-        return sum("index" in asked.query for asked in self._relay.asked)
+        # A long poll that is begun anew at the same index was told nothing.
+        polls = [int(each.query["index"]) for each in self._relay.asked if "index" in each.query]
+        self._told += sum(index > self._latest for index in polls)
+        self._latest = max([self._latest, *polls])
+        return self._told
 
 
 GROUNDS: dict[str, type[Ground]] = {

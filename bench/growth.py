@@ -114,8 +114,7 @@ class Grown:
                 for _ in range(REPETITIONS):
                     process.order("proclaim")
                     times.append(process.wait("proclaim", PATIENCE + 10)["seconds"])
-        bars = [Bar(Of.RATIO, 1.5)] if self.size == 1 else []
-        yield self.row(ALL_TOLD, "s", *bars).with_values(times, cut)
+        yield self.row(ALL_TOLD, "s").with_values(times, cut)
         if self.size >= 100:
             number = max(1, entered["number"])
             yield self.row(FOLLOWERS_MEMORY, "B").with_values([entered["held"] / number], cut)

@@ -41,8 +41,8 @@ QUICK = Plan(
     asleep=1,
     asked=2,
     imported=2,
-    idle=3.0,
-    sizes=(1, 100),
+    idle=2.0,
+    sizes=(100,),
     cut=5.0,
 )
 """Shows that everything works, in a few minutes; its figures mean little."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Picture
+from matplotlib.ticker import NullFormatter
 
 from bench.entrants import Role
 from bench.figures import Figure, Figures, shown
@@ -40,6 +41,9 @@ def plot(path: Path, machine: Machine, figures: Figures) -> None:
 def _title(axis: Any, row: Figure) -> None:
     axis.set_title(f"{row.what}, {row.store}" if row.store else row.what, fontsize=8)
     axis.tick_params(labelsize=7)
+    for each in (axis.xaxis, axis.yaxis):
+        # On a scale of less than ten times they run into each other.
+        each.set_minor_formatter(NullFormatter())
 
 
 def _bars(axis: Any, rows: list[Figure]) -> None:

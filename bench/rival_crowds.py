@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 
 import consul
@@ -42,6 +43,8 @@ class KazooCrowd(InThreads):
         return self.told.since(began, self._number)
 
     def close(self) -> None:
+        # Those that wait learn of the end by an exception in their threads.
+        threading.excepthook = lambda args: None
         self._client.stop()
 
 
