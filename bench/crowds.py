@@ -22,6 +22,9 @@ from leadership.registry import load_backend, parse_address
 T = TypeVar("T")
 
 CLOCK = SystemClock()
+ABREAST = 1_000
+"""Enter at a time: what all of them would need at once while they enter is no cost of each."""
+
 PATIENCE = 60.0
 """Seconds for the next leader to lead, or for all followers to be told."""
 
@@ -110,6 +113,7 @@ class OnLoop(Crowd):
         super().__init__(url, ttl)
         self.told = Told()
         self._kept: list[asyncio.Future[object]] = []
+        self._entering = asyncio.Semaphore(ABREAST)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
@@ -154,9 +158,13 @@ class OurCrowd(OnLoop):
         self._leading = candidate
         self.told.one()
 
+    async def _enter(self, candidate: aio.Candidate) -> None:
+        async with self._entering:
+            await self._lead(candidate)
+
     def elections(self, number: int, deadline: float) -> int:
         many = [self._candidate(f"{self.key}/{each}", each) for each in range(number)]
-        self.spawn([self._lead(each) for each in many])
+        self.spawn([self._enter(each) for each in many])
         return self.told.wait(number, deadline)
 
     def candidates(self, number: int, deadline: float) -> int:
@@ -211,7 +219,8 @@ class FloorCrowd(OnLoop):
         return backend
 
     async def _create(self, number: int) -> None:
-        await self._backend.atomic_put(f"{self.key}/{number}", b"x", None)
+        async with self._entering:
+            await self._backend.atomic_put(f"{self.key}/{number}", b"x", None)
         self.told.one()
 
     def elections(self, number: int, deadline: float) -> int:

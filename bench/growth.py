@@ -76,9 +76,10 @@ class Grown:
                     MEMORY, "B", *([Bar(Of.MEDIAN, 12 * 1024)] if barred else [])
                 ).with_values([entered["held"] / number], cut)
             yield self.row(THREADS, "", Bar(Of.MEDIAN, 10)).with_values([entered["threads"]], cut)
-            # Through what counts Consul's requests, entering would be slower.
+            # Through what counts Consul's requests, entering would be slower; and of a crowd that
+            # was cut the others are entering still.
             counted = self.ground.url == self.ground.counted_url
-            if counted and self.crowd.role is not Role.FLOOR:
+            if counted and not cut and self.crowd.role is not Role.FLOOR:
                 self.ground.settle()
                 before = self.ground.requests()
                 lasts = min(2 * TTL, self.plan.idle)
