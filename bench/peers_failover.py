@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 
-from bench.trials import row
+from bench.trials import heading, row
 from tests.peers_processes import candidates
 
 
@@ -41,8 +41,7 @@ def main() -> None:
     write = sys.stdout.write
     write(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, ")
     write(f"Python {platform.python_version()}, {platform.system()} {platform.release()}\n")
-    write(f"{'milliseconds':<34}{'trials':>7}")
-    write("".join(f"{each:>11}" for each in ("median", "p95", "p99", "max")) + "  bar\n")
+    write(heading())
     for size in (int(each) for each in wanted.nodes.split(",")):
         name = f"SIGKILL -> another's True, {size} nodes"
         write(row(name, killed(size, wanted.kill), "p95 at most 1200 ms") + "\n")

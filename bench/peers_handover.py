@@ -15,10 +15,10 @@ import asyncio
 import contextlib
 import os
 import platform
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 
+from bench.trials import heading, row
 from leadership.backends._peers_http import Client, Limits
 from leadership.backends._peers_legacy import WHO
 from leadership.clock import SystemClock
@@ -106,15 +106,6 @@ def floor(trials: int) -> list[float]:
         return asyncio.run(all_trials(cluster.addresses[0]))
 
 
-def row(name: str, seconds: list[float], bar: str) -> str:
-    ordered = sorted(seconds)
-    p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
-    cells = (statistics.median(ordered), p95, ordered[-1])
-    return (
-        f"{name:<38}{len(ordered):>7}" + "".join(f"{1000 * c:>10.1f}" for c in cells) + f"  {bar}"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=200)
@@ -122,7 +113,7 @@ def main() -> None:
     wanted = parser.parse_args()
     write = sys.stdout.write
     write(f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}\n")
-    write(f"{'milliseconds':<38}{'trials':>7}{'median':>10}{'p95':>10}{'max':>10}  bar\n")
+    write(heading())
     write(row("floor: a request and its answer", floor(wanted.trials), "-") + "\n")
     for size in wanted.processes:
         for named, what in ((False, "resign()"), (True, "resign(to=...)")):

@@ -1,206 +1,200 @@
-"""What is timed on every store: two processes on one key, and the store's own floor."""
+"""Two processes on one key: how long until the next one leads, or until a follower is told.
+
+Each moment is taken on CLOCK_BOOTTIME by the process that it happens in: from the call that
+resigns, or the SIGKILL, to the other's knowing that it leads. Before each all are idle for as
+long, by chance: a machine that has just slept answers in about twice the time, and who polls
+must not always be met at the same moment.
+"""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import contextlib
-import os
-import platform
+import math
+import random
 import signal
-import statistics
-import sys
+import threading
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from leadership.backend import Backend
-from leadership.clock import SystemClock
+from bench.entrants import Entrant, Place
 from tests.candidate_process import CandidateProcess
-from tests.waiting import wait_until
-
-CLOCK = SystemClock()
 
 PATIENCE = 60.0
 """Seconds for the next leader to lead: far beyond every bar, so that a miss is a figure."""
 
-Pair = tuple[CandidateProcess, CandidateProcess]
+
+ABREAST = 5
+"""Pairs that are idle side by side while their leases lapse."""
+
+
+class EntrantProcess(CandidateProcess):
+    """`bench.process`, seen by whoever measures; it is connected once it says `ready`."""
+
+    def __init__(self, entrant: type[Entrant], place: Place) -> None:
+        program = ("bench.process", f"{entrant.__module__}:{entrant.__name__}")
+        super().__init__(place.url, place.key, place.name, place.ttl, program=program)
+
+    def close(self) -> None:
+        """Kill it: who waits for the lead in somebody else's library hears no order to end."""
+        self.kill()
+        super().close()
+
+
+Pair = tuple[EntrantProcess, EntrantProcess]
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
-    """Where two processes contend.
+class Trials:
+    """How one entrant is measured.
 
     Attributes:
+        entrant: whose processes contend.
         url: the store.
         ttl: seconds.
-        is_queued: whether one leads at a key and one waits, as the store itself shows it.
+        idle: the shortest and the longest pause before a trial, in seconds.
+        chance: picks the pause.
+        done: told after each trial.
     """
 
+    entrant: type[Entrant]
     url: str
     ttl: float
-    is_queued: Callable[[str], bool]
+    idle: tuple[float, float] = (0.3, 0.5)
+    chance: random.Random = field(default_factory=random.Random)
+    done: Callable[[], None] = lambda: None
 
-    def queued(self, key: str) -> None:
-        """Return once one leads and one waits."""
-        wait_until(lambda: self.is_queued(key), what="one to lead and one to wait")
+    def pause(self) -> None:
+        """All stand still; whoever is to wait for the lead or for news does so at the return."""
+        threading.Event().wait(self.chance.uniform(*self.idle))
 
+    @contextlib.contextmanager
+    def processes(self, *names: str) -> Iterator[list[EntrantProcess]]:
+        """So many, connected, at a key of their own."""
+        key = f"bench/{uuid.uuid4().hex}"
+        with contextlib.ExitStack() as stack:
+            made = [
+                stack.enter_context(
+                    EntrantProcess(self.entrant, Place(self.url, key, name, self.ttl))
+                )
+                for name in names
+            ]
+            for process in made:
+                process.wait("ready", PATIENCE)
+            yield made
 
-async def _nothing(watcher: Backend, key: str) -> None: ...
-
-
-def deleted(
-    make: Callable[[], Backend],
-    trials: int,
-    *,
-    is_queued: Callable[[str], bool],
-    proof: Callable[[Backend, str], Awaitable[object]] = _nothing,
-) -> list[float]:
-    """Seconds from a delete's send to its event at a watcher on another connection.
-
-    Args:
-        make: makes a backend, with a connection of its own.
-        is_queued: asked before each trial, as before each hand-over.
-        proof: what whoever is told must do still, before it may lead.
-    """
-
-    async def one(writer: Backend, watcher: Backend) -> float:
-        key = f"floor/{uuid.uuid4().hex}"
-        await writer.put(key, b"x")
-        async with contextlib.aclosing(watcher.watch(key)) as states:
-            assert await anext(states) is not None
-            # A watch that the server has still to catch up with would be charged for that.
-            await writer.put(key, b"y")
-            assert await anext(states) is not None
-            is_queued(key)
-            began = CLOCK.now()
-            deleting = asyncio.ensure_future(writer.delete(key))
-            assert await anext(states) is None
-            await proof(watcher, key)
-            seconds = CLOCK.now() - began
-            await deleting
-            return seconds
-
-    async def all_trials() -> list[float]:
-        backends = [make() for _ in range(2)]
-        try:
-            return [await one(*backends) for _ in range(trials)]
-        finally:
-            for backend in backends:
-                await backend.close()
-
-    return asyncio.run(all_trials())
-
-
-@contextlib.contextmanager
-def two_candidates(ground: Ground, key: str) -> Iterator[Pair]:
-    """The one that leads, and the one that waits behind it."""
-    with CandidateProcess(ground.url, key, "first", ground.ttl) as first:
-        first.wait("standing", leader=True)
-        with CandidateProcess(ground.url, key, "second", ground.ttl) as second:
-            ground.queued(key)
+    @contextlib.contextmanager
+    def pair(self) -> Iterator[Pair]:
+        """The one that leads, and the one that waits behind it."""
+        with self.processes("first", "second") as (first, second):
+            first.order("contend")
+            first.wait("standing", PATIENCE, leader=True)
+            second.order("contend")
+            self.pause()
             yield first, second
 
+    def resigned(self, trials: int) -> list[float]:
+        """Seconds from the call that resigns to the other's True."""
+        times = []
+        with self.pair() as pair:
+            leader, other = pair
+            for _ in range(trials):
+                self.pause()
+                leader.order("resign")
+                called = leader.wait("resigning", PATIENCE)["at"]
+                times.append(other.wait("standing", PATIENCE, leader=True)["at"] - called)
+                leader.wait("standing", PATIENCE, leader=False)
+                leader.order("contend")
+                leader, other = other, leader
+                self.done()
+        return times
 
-def resigned(ground: Ground, trials: int) -> list[float]:
-    """Seconds from the order to resign to the other's True."""
-    times = []
-    key = _some_key()
-    with two_candidates(ground, key) as pair:
-        leader, other = pair
-        for _ in range(trials):
-            began = CLOCK.now()
-            leader.order("resign")
-            times.append(other.wait("standing", leader=True)["at"] - began)
-            leader, other = other, leader
-            # The former leader must wait again before the next round.
-            ground.queued(key)
-    return times
+    def lost(
+        self, killed: int, asleep: int, abreast: int = ABREAST
+    ) -> tuple[list[float], list[bool]]:
+        """Leaders that are killed, and some that sleep until another leads.
+
+        Args:
+            killed, asleep: how many.
+            abreast: so many pairs wait side by side, idle but for their renewals.
+
+        Returns:
+            Seconds from each SIGKILL to the other's True; and whether each that slept, by
+            SIGSTOP, says when it wakes that it leads, while another does.
+        """
+        times: list[float] = []
+        answers: list[bool] = []
+        ends = [True] * killed + [False] * asleep
+        for begun in range(0, len(ends), abreast):
+            with contextlib.ExitStack() as stack:
+                wave = [
+                    (*stack.enter_context(self.pair()), dies)
+                    for dies in ends[begun : begun + abreast]
+                ]
+                moments = [self._end_at_random(leader, dies) for leader, _, dies in wave]
+                for moment, (leader, other, dies) in zip(moments, wave, strict=True):
+                    led = other.wait("standing", PATIENCE, leader=True)["at"]
+                    if dies:
+                        times.append(led - moment)
+                    else:
+                        answers.append(self._woken(leader))
+                    self.done()
+        return times, answers
+
+    def _end_at_random(self, leader: EntrantProcess, dies: bool) -> float:
+        # How much is left of a lease when its holder dies is chance.
+        threading.Event().wait(self.chance.uniform(0, self.ttl / 3))
+        if dies:
+            return leader.kill()
+        leader.sleep()
+        return math.nan
+
+    def _woken(self, leader: EntrantProcess) -> bool:
+        """What a leader that slept says first."""
+        leader.order("check")
+        leader.signal(signal.SIGCONT)
+        said: bool = leader.wait("checked", PATIENCE)["leader"]
+        return said
+
+    def told(self, trials: int) -> list[float]:
+        """Seconds from the call that changes the leader's value to the follower's knowing it."""
+        times = []
+        with self.processes("candidate", "follower") as (leader, follower):
+            leader.order("contend")
+            leader.wait("standing", PATIENCE, leader=True)
+            follower.order("follow")
+            self.pause()
+            for number in range(trials):
+                self.pause()
+                leader.order(f"proclaim {number}")
+                called = leader.wait("proclaiming", PATIENCE)["at"]
+                times.append(follower.wait("told", PATIENCE, value=str(number))["at"] - called)
+                self.done()
+        return times
+
+    def asked(self, trials: int, times: int) -> list[float]:
+        """Seconds that the leader needs to answer whether it leads; the mean of `times` each."""
+        with self.processes("candidate") as (leader,):
+            leader.order("contend")
+            leader.wait("standing", PATIENCE, leader=True)
+            answers = []
+            for _ in range(trials):
+                leader.order(f"time {times}")
+                answers.append(leader.wait("timed", PATIENCE)["seconds"])
+                self.done()
+            return answers
 
 
-def killed(ground: Ground, trials: int) -> list[float]:
-    """Seconds from SIGKILL of the leader to the other's True."""
-    times = []
-    for _ in range(trials):
-        with two_candidates(ground, _some_key()) as (leader, other):
-            at = leader.kill()
-            times.append(other.wait("standing", timeout=PATIENCE, leader=True)["at"] - at)
-    return times
+def heading() -> str:
+    """Above lines that `row` gives, in the scripts that measure one thing."""
+    names = "".join(f"{each:>11}" for each in ("median", "p95", "p99", "max"))
+    return f"{'milliseconds':<38}{'trials':>7}{names}  bar\n"
 
 
-def slept(ground: Ground, trials: int) -> list[float]:
-    """Seconds from SIGSTOP of the leader to the other's True; who slept must wake as no leader."""
-    times = []
-    for _ in range(trials):
-        with two_candidates(ground, _some_key()) as (leader, other):
-            began = CLOCK.now()
-            leader.sleep()
-            leader.order("check")
-            new = other.wait("standing", timeout=PATIENCE, leader=True)
-            times.append(new["at"] - began)
-            leader.signal(signal.SIGCONT)
-            checked = leader.wait("checked")
-            assert checked["leader"] is False
-            assert checked["token"] < new["token"]
-    return times
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """A row of the table, and how it is measured."""
-
-    name: str
-    measure: Callable[[int], list[float]]
-    trials: int
-    bar: str
-
-
-def hand_overs(ground: Ground, wanted: argparse.Namespace, bar: str) -> list[Round]:
-    """By resigning, by SIGKILL and by SIGSTOP, so often each; `bar` is SIGKILL's."""
-    who = f"-> the other's True, ttl {ground.ttl:g}"
-    return [
-        Round(
-            "resign -> the other's True",
-            partial(resigned, ground),
-            wanted.resign,
-            "p99 under 60 ms",
-        ),
-        Round(f"SIGKILL {who}", partial(killed, ground), wanted.kill, bar),
-        Round(f"SIGSTOP {who}", partial(slept, ground), wanted.sleep, "sleeper says False"),
-    ]
-
-
-def arguments(description: str | None) -> argparse.ArgumentParser:
-    """How many trials of each."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--resign", type=int, default=200)
-    parser.add_argument("--kill", type=int, default=30)
-    parser.add_argument("--sleep", type=int, default=30)
-    return parser
-
-
-def show(title: str, rounds: Iterable[Round]) -> None:
-    """Write a table to the standard output, row by row as they are measured."""
-    write = sys.stdout.write
-    write(f"{title}, {os.cpu_count()} cores, ")
-    write(f"Python {platform.python_version()}, {platform.system()} {platform.release()}\n")
-    write(f"{'milliseconds':<34}{'trials':>7}")
-    write("".join(f"{each:>11}" for each in ("median", "p95", "p99", "max")) + "  bar\n")
-    for each in rounds:
-        if each.trials:
-            write(row(each.name, each.measure(each.trials), each.bar) + "\n")
-            sys.stdout.flush()
-
-
-def row(name: str, seconds: list[float], bar: str) -> str:
+def row(name: str, seconds: Sequence[float], bar: str) -> str:
+    """A line of milliseconds: trials, median, p95, p99, largest."""
     ordered = sorted(seconds)
-    at = [ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in (0.95, 0.99)]
-    cells = [statistics.median(ordered), *at, ordered[-1]]
-    return (
-        f"{name:<34}{len(ordered):>7}" + "".join(f"{1000 * c:>11.1f}" for c in cells) + f"  {bar}"
-    )
-
-
-def _some_key() -> str:
-    return f"bench/{uuid.uuid4().hex}"
+    parts = (0.5, 0.95, 0.99)
+    at = [ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in parts]
+    cells = "".join(f"{1000 * cell:>11.1f}" for cell in (*at, ordered[-1]))
+    return f"{name:<38}{len(ordered):>7}{cells}  {bar}"

@@ -114,7 +114,12 @@ def main() -> None:
 
 
 class CandidateProcess:
-    """The same, seen from the test: `wait(event)` for what it says, `order(line)` what it does."""
+    """The same, seen from the test: `wait(event)` for what it says, `order(line)` what it does.
+
+    Args:
+        prefix: a command that runs the program somewhere else.
+        program: another that speaks the same way, as `python -m` takes it.
+    """
 
     def __init__(
         self,
@@ -123,12 +128,13 @@ class CandidateProcess:
         name: str,
         ttl: float,
         prefix: Sequence[str] = (),
+        program: Sequence[str] = ("tests.candidate_process",),
         *,
         guardian: bool = False,
         **environment: str,
     ) -> None:
         self.name = name
-        program = [sys.executable, "-m", "tests.candidate_process"]
+        program = [sys.executable, "-m", *program]
         more = ["guardian"] if guardian else []
         self.process = subprocess.Popen(
             [*prefix, *program, url, key, name, str(ttl), *more],

@@ -70,7 +70,7 @@ class TestTwoProcesses:
         other.order("resign")
         third = leader.wait("standing", leader=True)
         assert third["token"] > new["token"]
-        # The bar of 60 ms is measured by `bench/consul_handover.py`; two busy cores get ten
+        # The bar of 60 ms is measured by `make bench`; two busy cores get ten
         # times that.
         assert third["at"] - ordered < 0.6
         assert other.wait("resigned")["led"] is True

@@ -56,7 +56,7 @@ class TestTwoProcesses:
         ordered = CLOCK.now()
         leader.order("resign")
         new = other.wait("standing", leader=True)
-        # The bar of 60 ms is measured by `bench/handover.py`; two busy cores get ten times that.
+        # The bar of 60 ms is measured by `make bench`; two busy cores get ten times that.
         assert new["at"] - ordered < 0.6
         assert new["token"] > old["token"]
         assert leader.wait("resigned")["led"] is True

@@ -1,0 +1,200 @@
+"""The stores that are measured: a server of our own each, and what it has counted."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from abc import ABC, abstractmethod
+from typing import ClassVar, Self
+
+from bench.crowds import CLOCK, Crowd, FloorCrowd, OurCrowd
+from bench.entrants import Entrant
+from bench.floor_zookeeper import ZooKeeperFloor, ZooKeeperFloorAndProof
+from bench.ours import Floor, FloorAndRead, FloorAndWrite, Ours
+from bench.rival_consul import ConsulLock
+from bench.rival_crowds import ConsulCrowd, Etcd3Crowd, KazooCrowd
+from bench.rival_etcd3 import Etcd3Lock
+from bench.rival_kazoo import KazooElection
+from bench.rival_tooz import ToozElection, ToozLock, ToozZooKeeperLock
+from tests.servers.consul import ConsulServer
+from tests.servers.consul_relay import ConsulRelay
+from tests.servers.etcd import EtcdServer
+from tests.servers.zookeeper import ZooKeeperServer, ask
+
+
+class Ground(ABC):
+    """One store; its server runs for the time of a `with` block.
+
+    Attributes:
+        name: of the store.
+        ttl: seconds, of every hand-over: short, so that many can be seen.
+        entrants: who contends here: the floors first, then we, then the others.
+        crowds: the same, many in one process.
+        killed: the bar of a fail-over's p99 after SIGKILL, in seconds.
+        renewals: requests in a ttl by which we keep one session, and know that it is kept.
+        recovery: seconds that the slowest rival needs for a fail-over, to plan with.
+        url: the store.
+        counted_url: the same, by way of whatever counts the requests.
+        version: of the server.
+    """
+
+    name: ClassVar[str]
+    ttl: ClassVar[float]
+    entrants: ClassVar[tuple[type[Entrant], ...]]
+    crowds: ClassVar[tuple[type[Crowd], ...]]
+    killed: ClassVar[float]
+    renewals: ClassVar[int]
+    recovery: ClassVar[float]
+    url: str
+    counted_url: str
+    version: str
+
+    def __init__(self) -> None:
+        self._running = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            self._start(self._running)
+        except BaseException:
+            self._running.close()
+            raise
+        return self
+
+    def __exit__(self, *outcome: object) -> None:
+        self._running.close()
+
+    @abstractmethod
+    def _start(self, running: contextlib.ExitStack) -> None:
+        """Start the server."""
+
+    @abstractmethod
+    def requests(self) -> int:
+        """How many messages clients have sent, renewals among them."""
+
+    @abstractmethod
+    def writes(self) -> int:
+        """How many changes the store has made, sessions and leases among them."""
+
+    @abstractmethod
+    def wake_ups(self) -> int:
+        """How often the store has told somebody who watches."""
+
+    def settle(self, quiet: float = 1.0, patience: float = 60.0) -> None:
+        """Return once the store has been asked next to nothing for `quiet` seconds."""
+        deadline = CLOCK.now() + patience
+        before = self.requests()
+        while CLOCK.now() < deadline:
+            threading.Event().wait(quiet)
+            now = self.requests()
+            if now - before < 20 * quiet:
+                return
+            before = now
+
+
+class EtcdGround(Ground):
+    """With etcd's default timings, under which no lease is shorter than 2 s."""
+
+    name = "etcd"
+    ttl = 2.0
+    entrants = (Floor, FloorAndRead, Ours, Etcd3Lock, ToozLock)
+    crowds = (FloorCrowd, OurCrowd, Etcd3Crowd)
+    killed = 2.7
+    # Three keep-alives, each with a read that proves the lease.
+    renewals = 6
+    recovery = 4.0
+
+    def _start(self, running: contextlib.ExitStack) -> None:
+        self._server = running.enter_context(EtcdServer(fast=False))
+        self.url = self.counted_url = self._server.url
+        self.version = self._server.version
+
+    def requests(self) -> int:
+        return int(self._server.count("grpc_server_msg_received_total"))
+
+    def writes(self) -> int:
+        return int(self._server.count("etcd_server_proposals_applied_total"))
+
+    def wake_ups(self) -> int:
+        return int(self._server.count("etcd_debugging_mvcc_events_total"))
+
+
+class ZooKeeperGround(Ground):
+    """With ZooKeeper's default tick, under which a session lives 4 s and expires within 6 s."""
+
+    name = "zookeeper"
+    ttl = 4.0
+    entrants = (
+        ZooKeeperFloor,
+        ZooKeeperFloorAndProof,
+        Ours,
+        KazooElection,
+        ToozZooKeeperLock,
+        ToozElection,
+    )
+    crowds = (FloorCrowd, OurCrowd, KazooCrowd)
+    killed = 6.2
+    # A write each, for pings prove nothing.
+    renewals = 10
+    recovery = 7.0
+
+    def _start(self, running: contextlib.ExitStack) -> None:
+        self._server = running.enter_context(ZooKeeperServer(fast=False))
+        self.url = self.counted_url = self._server.url
+        self.version = self._server.version
+        self._asked = 0
+
+    def _ask(self, word: str, pattern: str) -> list[str]:
+        """What the pattern finds in the server's answer, which counts as a packet itself."""
+        self._asked += 1
+        return re.findall(pattern, ask(self._server.endpoint, word))
+
+    def requests(self) -> int:
+        (received,) = self._ask("mntr", r"zk_packets_received\t(\d+)")
+        return int(received) - self._asked
+
+    def writes(self) -> int:
+        (transaction,) = self._ask("srvr", r"Zxid: 0x([0-9a-f]+)")
+        return int(transaction, 16)
+
+    def wake_ups(self) -> int:
+        return sum(map(int, self._ask("mntr", r"zk_sum_node_\w+_watch_count\t(\d+)")))
+
+
+class ConsulGround(Ground):
+    """With Consul's default timings, under which a session lives 10 s and expires within 20 s."""
+
+    name = "consul"
+    ttl = 10.0
+    entrants = (Floor, FloorAndWrite, Ours, ConsulLock)
+    crowds = (FloorCrowd, OurCrowd, ConsulCrowd)
+    killed = 20.5
+    # Two sessions at the leader; its word to those who wait; its and their long polls.
+    renewals = 12
+    recovery = 36.0
+
+    def _start(self, running: contextlib.ExitStack) -> None:
+        self._server = running.enter_context(ConsulServer(fast=False))
+        self._relay = running.enter_context(ConsulRelay(self._server.endpoint))
+        self.url = self._server.url
+        self.counted_url = self._server.url_of(self._relay.endpoint)
+        self.version = self._server.version
+        self._told = self._latest = 0
+
+    def requests(self) -> int:
+        return len(self._relay.asked)
+
+    def writes(self) -> int:
+        return self._server.writes()
+
+    def wake_ups(self) -> int:
+        # A long poll that is begun anew at the same index was told nothing.
+        polls = [int(each.query["index"]) for each in self._relay.asked if "index" in each.query]
+        self._told += sum(index > self._latest for index in polls)
+        self._latest = max([self._latest, *polls])
+        return self._told
+
+
+GROUNDS: dict[str, type[Ground]] = {
+    each.name: each for each in (EtcdGround, ZooKeeperGround, ConsulGround)
+}
