@@ -237,6 +237,13 @@ def _scanned() -> Any:
     return lambda pid: parents.pop(pid, [])
 
 
+def _hear_again() -> None:
+    """Undo the guardian's deafness; what was ignored before it stays so."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+
+
 def start(descriptors: list[int]) -> Work:
     """Start the command that the leader asks for.
 
@@ -250,9 +257,13 @@ def start(descriptors: list[int]) -> Work:
         file, command, environment, numbers, group = marshal.load(order)
     cgroup = Cgroup.make(group)
     guardian = os.getpid()
+    # What is sent to the command before it hears for itself waits for it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = os.fork()
     if pid == 0:
         try:
+            _hear_again()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.setsid()
             be_watched(guardian)
             if cgroup is not None:
@@ -265,6 +276,7 @@ def start(descriptors: list[int]) -> Work:
             start_afresh(file, command, environment)
         finally:
             os._exit(126)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     for descriptor in descriptors:
         os.close(descriptor)
     return Work(pid, cgroup)

@@ -238,6 +238,18 @@ def test_ctrl_c_reaches_the_runner_alone(etcd: EtcdClient, key: str, log: Log) -
         assert not is_running(guardian)
 
 
+def test_a_signal_that_comes_while_the_command_starts_ends_it(etcd: EtcdClient, key: str) -> None:
+    with run(etcd, key, "--", "sleep", "60") as command:
+        command.wait_for("elected")
+        command.send(signal.SIGTERM)
+        assert command.status() == 128 + signal.SIGTERM
+        told = command.told()
+    assert "killed" not in told
+    ended = [event["status"] for event in command.events if event["event"] == "ended"]
+    # It may have come before there was anything to end.
+    assert ended in ([], [128 + signal.SIGTERM])
+
+
 def test_no_control_group_is_left(etcd: EtcdClient, key: str) -> None:
     # As of one who was killed together with its guardian.
     dead = subprocess.Popen(["true"])
