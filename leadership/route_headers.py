@@ -43,6 +43,9 @@ def end_to_end(fields: Iterable[tuple[bytes, bytes]]) -> Fields:
         for token in value.split(b",")
     }
     gone = (named - _KEPT) | _HOP_BY_HOP
+    if any(name.lower() == b"transfer-encoding" for name, _ in given):
+        # A length beside it is void (RFC 9112, 6.3), and would be believed by the next one.
+        gone |= {b"content-length"}
     return [(name, value) for name, value in given if name.lower() not in gone]
 
 

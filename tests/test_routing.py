@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -248,6 +249,25 @@ def test_a_client_that_goes_ends_its_request_at_the_leader(stack: contextlib.Exi
     asyncio.run(scenario())
     connections = first.server.server_state.connections
     wait_until(lambda: not connections, what="the end of the forwarded request")
+
+
+def test_a_body_with_two_lengths_leaves_nothing_behind_for_the_next_request(
+    stack: contextlib.ExitStack,
+) -> None:
+    """The web server here takes both of them, and goes by the chunks."""
+    first, second = Nodes(stack).pair
+    first.lead()
+    lying = (
+        "GET /one HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 50\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n"
+    )
+    assert ask(second.url())[0] == 200
+    with socket.create_connection(("127.0.0.1", second.port), 20) as connection:
+        connection.sendall(lying.encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["size"] == 1
+    assert ask(second.url(), "POST", b"xyz")[1]["size"] == 3
 
 
 def test_a_websocket_reaches_the_leader(stack: contextlib.ExitStack) -> None:
