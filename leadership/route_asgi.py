@@ -81,6 +81,9 @@ class ASGIMiddleware:
 
         async def sent(message: Message) -> None:
             words.append(message["type"])
+            if message["type"].startswith("lifespan.shutdown."):
+                # The server ends its loop with this word, and whatever is open then.
+                await self.close()
             await send(message)
 
         try:
@@ -89,8 +92,8 @@ class ASGIMiddleware:
             if "lifespan.startup.complete" in words or "lifespan.startup.failed" in words:
                 raise
             while "lifespan.shutdown" not in words:
-                await received()
-                await send({"type": f"{words[-1]}.complete"})
+                asked = (await received())["type"]
+                await sent({"type": f"{asked}.complete"})
         finally:
             await self.close()
 
