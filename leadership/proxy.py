@@ -100,6 +100,9 @@ class Proxy:
             f"{asked.version.major}.{asked.version.minor}",
         )
         try:
+            if asked.headers.get("Expect", "").lower() == "100-continue":
+                # It is held back until somebody asks for it, and only we can.
+                await asked.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if _opens_websocket(asked):
                 return await self._relay(asked, request, reply)
             if self._router.policy.mode == "forward":

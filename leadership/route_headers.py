@@ -5,7 +5,9 @@ Fields are pairs of bytes throughout, so that nothing changes on the way.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import ipaddress
 import random
 from collections.abc import Iterable
 
@@ -102,7 +104,9 @@ class Way:
         kept = [(n, v) for n, v in end_to_end(fields) if n.lower() not in _DONE_HERE]
         before = {name: values(kept, name) for name in _OF_THE_WAY} if trusted else {}
         host = b", ".join(values(kept, b"host"))
-        told = [(n, v) for n, v in kept if n.lower() not in _OF_THE_WAY | {b"via"}]
+        # Some servers take _ for -, so what a client spells that way goes too.
+        ours = _OF_THE_WAY | {b"via"}
+        told = [(n, v) for n, v in kept if n.lower().replace(b"_", b"-") not in ours]
         via = [*values(kept, b"via"), version.encode() + b" " + self._name]
         told.append((b"Via", b", ".join(via)))
         forwarded = [*before.get(b"forwarded", []), _forwarded(scheme, client, host)]
@@ -117,6 +121,10 @@ class Way:
 
 def _forwarded(scheme: str, client: str | None, host: bytes) -> bytes:
     """One element of the field Forwarded (RFC 7239)."""
-    node = f'"[{client}]"' if client and ":" in client else client or "unknown"
+    node = "unknown"
+    # A server that believes what it is told of a client may give anything for its address.
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(client or "")
+        node = f'"[{address}]"' if address.version == 6 else str(address)
     quoted = host.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
     return f"for={node};proto={scheme};host=".encode() + b'"' + quoted + b'"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import signal
 import socket
 import uuid
@@ -15,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from leadership.events import LeaderUnroutable
+from leadership.route_headers import Way, values
 from leadership.router import Policy
 
 from .command import Command, leadership_here
@@ -121,6 +123,40 @@ def test_the_way_is_told_and_what_the_client_says_of_it_believed_only_on_request
         assert told["via"].startswith("1.1 leadership-")
 
     scenario()
+
+
+@on_a_loop
+async def test_what_some_servers_take_for_a_field_of_the_way_is_not_passed_on() -> None:
+    async with SocketLeader(accept) as leader, proxied(leader=leader.address) as behind:
+        given = {"X_Forwarded_For": "6.6.6.6", "x-forwarded_Host": "evil", "X_Own": "1"}
+        await asking("GET", behind.url(), headers=given)
+    arrived = dict(leader.asked[0].fields)
+    assert arrived["x_own"] == "1"
+    assert {"x_forwarded_for", "x-forwarded_host"} & set(arrived) == set()
+
+
+def test_an_odd_client_address_adds_nothing_to_what_is_told_of_the_way() -> None:
+    for odd in ("6.6.6.6;host=evil", '6.6.6.6";host="evil', "/run/a.sock"):
+        fields = Way("k", random.Random(1)).onward(
+            [(b"Host", b"a")], scheme="http", client=odd, version="1.1", trusted=False
+        )
+        (told,) = values(fields, b"forwarded")
+        assert told == b'for=unknown;proto=http;host="a"'
+
+
+@on_a_loop
+async def test_who_waits_to_be_asked_for_the_body_is_asked_for_it() -> None:
+    async with SocketLeader(accept) as leader, proxied(leader=leader.address) as behind:
+        host, _, port = behind.address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = "POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+        writer.write(head.encode())
+        async with asyncio.timeout(20):
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(b"xyz")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        await writer.wait_closed()
 
 
 @on_a_loop
