@@ -194,7 +194,13 @@ class Guardian:
                 self._plans.pop(number, None)
             case ("start", until):
                 self._until, self._told_overdue = until, False
-                self._start(descriptors)
+                # One of us may have stood still since it was asked for.
+                if self._clock() < until:
+                    self._start(descriptors)
+                else:
+                    for each in descriptors:
+                        os.close(each)
+                    self._channel.send("late")
             case ("until", until):
                 self._until = until
             case ("signal", number, serial):

@@ -49,7 +49,7 @@ class Cgroup:
         """One below our own, where we may; else None."""
         try:
             own = _own_cgroup()
-            _remove_left_over(own)
+            _remove_left_over(own, name.rpartition("-")[0])
             folder = f"{own}/{name}"
             os.makedirs(folder, exist_ok=True)
             if os.path.exists(f"{folder}/cgroup.kill"):
@@ -86,11 +86,11 @@ class Cgroup:
                 os.close(descriptor)
 
 
-def _remove_left_over(folder: str) -> None:
-    """The groups of those who died together with their guardian."""
+def _remove_left_over(folder: str, ours: str) -> None:
+    """The groups of those who died together with their guardian, in our numbering of processes."""
     for name in os.listdir(folder):
         prefix, _, pid = name.rpartition("-")
-        if prefix == "leadership" and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+        if prefix == ours and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
             # One in which something lives is not removed.
             with contextlib.suppress(OSError):
                 os.rmdir(f"{folder}/{name}")
@@ -164,7 +164,9 @@ class Work:
         """
         if self._cgroup is not None:
             self._cgroup.kill()
-        return kill_descendants()
+        # The command at least, also where /proc tells of nobody.
+        permitted = self._reaped or not self.pid or _send(signal.SIGKILL, os.killpg, self.pid)
+        return kill_descendants() and permitted
 
     def close(self) -> None:
         """When it is gone: leave nothing behind."""
@@ -226,7 +228,7 @@ def _children(pid: int) -> list[int]:
 def _scanned() -> Any:
     """As `_children`, where the kernel does not tell: of all processes, as they are now."""
     parents: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", "rb") as stat:

@@ -33,7 +33,8 @@ class GuardedChild:
         until: when the guardian kills it, on the machine's clock, unless that is moved on.
 
     Raises:
-        GuardianDied: there is none any more.
+        GuardianDiedError: there is none any more.
+        TooLateError: the time was over before it could be started, and nothing ran.
         CannotRunError: it cannot be started.
     """
 
@@ -62,11 +63,13 @@ class GuardedChild:
         if not guardian.start(Order(file, command, environment, until)):
             raise GuardianDiedError
         with self._changed:
-            self._changed.wait_for(lambda: self.pid or self._failure or self.lost_guardian)
+            self._changed.wait_for(
+                lambda: self.pid or self._failure or self.lost_guardian or self.overdue
+            )
         if self._failure is not None:
             raise CannotRunError(f"cannot start {command[0]!r}: {self._failure}", 126)
         if not self.pid:
-            raise GuardianDiedError
+            raise TooLateError if self.overdue else GuardianDiedError
 
     @property
     def was_killed(self) -> bool:
@@ -125,6 +128,8 @@ class GuardedChild:
                     self._failure, self._gone = why, True
                 case ("signalled", serial, permitted):
                     self._answers[serial] = permitted
+                case ("late",):
+                    self.overdue = self._gone = True
                 case ("overdue",):
                     self.overdue = True
                 case ("ended", status, gone):
@@ -151,6 +156,10 @@ class GuardedChild:
                 self._status = -signal.SIGKILL
             self._gone = True
             self._changed.notify_all()
+
+
+class TooLateError(Exception):
+    """The guardian was asked when the command's time was over: we, or it, had stood still."""
 
 
 class GuardianDiedError(Exception):

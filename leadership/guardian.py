@@ -67,8 +67,15 @@ class Order:
 
 
 def group_name() -> str:
-    """Of the control group of what is run for this process."""
-    return f"leadership-{os.getpid()}"
+    """Of the control group of what is run for this process.
+
+    Two containers may see one control group, and number their processes alike.
+    """
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        space = 0
+    return f"leadership-{space}-{os.getpid()}"
 
 
 Told = Callable[[tuple[Any, ...]], None]

@@ -31,7 +31,7 @@ from .events import (
     Unguarded,
     WorkOverran,
 )
-from .guarded_child import GuardedChild, GuardianDiedError
+from .guarded_child import GuardedChild, GuardianDiedError, TooLateError
 from .guardian import Guardian
 from .reporting import Reporter
 from .signals import telling_signals
@@ -192,7 +192,16 @@ class Runner:
 
     def _run_once(self, term: Term) -> bool:
         """Run the command to its end; whether it is to run again in this very term."""
-        job = _Job(self._start(term), term)
+        child = self._start(term)
+        if child is None:
+            self._say("late", "the term was over before the command could start")
+            if self._once:
+                self._status = LOST
+                self._candidate.stop()
+            else:
+                self._say_waiting()
+            return False
+        job = _Job(child, term)
         try:
             self._mail.put(functools.partial(self._begin, job))
             status = job.child.wait()
@@ -226,7 +235,8 @@ class Runner:
             self._say_waiting()
         return False
 
-    def _start(self, term: Term) -> Child | GuardedChild:
+    def _start(self, term: Term) -> Child | GuardedChild | None:
+        """Start the command; None where the term was over by then."""
         environment = self._environment(term)
         while self._guardian is not None:
             if not self._guardian.wait_ready(_GUARDIAN_START):
@@ -235,7 +245,10 @@ class Runner:
                 self._guardian.give_up("the guardian does not start")
                 self._guardian = None
                 break
-            with contextlib.suppress(GuardianDiedError):
+            # It may have been long in coming.
+            if not term.is_valid():
+                return None
+            with contextlib.suppress(GuardianDiedError, TooLateError):
                 return GuardedChild(
                     self._guardian,
                     self._file,
@@ -243,7 +256,7 @@ class Runner:
                     environment,
                     self._last_moment(term),
                 )
-        return Child(self._file, self._command, environment)
+        return Child(self._file, self._command, environment) if term.is_valid() else None
 
     def _last_moment(self, term: Term) -> float:
         """When the guardian kills: where we can, we do it before."""

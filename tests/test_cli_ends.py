@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from leadership.runner import LOST
+
 from .command import PATIENCE, PROGRAM, Command, environment
 from .programs import python
 from .waiting import wait_until
@@ -165,6 +167,35 @@ def test_a_command_is_not_started_where_its_guard_cannot_be() -> None:
     )
     lines = [line for line in printed.splitlines() if not line.startswith("{")]
     assert lines == ["thread []", "wait [True]"]
+
+
+def test_a_term_that_is_over_before_the_command_can_start_runs_nothing() -> None:
+    printed = python(
+        """
+    from leadership import Candidate, new_store, runner
+    from leadership.reporting import Reporter
+    from leadership.testing import ManualClock
+
+    clock = ManualClock()
+
+    class SlowGuardian:
+        def wait_ready(self, timeout):
+            clock.advance(20)
+            return False
+        def give_up(self, reason): pass
+
+    children = []
+    runner.Child = lambda *arguments: children.append(1)
+    with new_store("memory://late", clock=clock) as store:
+        made = runner.Runner(
+            Candidate(store, "k", "a", ttl=10, grace=0), ["sleep", "60"], grace=0, once=True,
+            clock=clock, reporter=Reporter(True, 1), guardian=SlowGuardian(),
+        )
+        print("status", made.run(), children)
+    """
+    )
+    lines = [line for line in printed.splitlines() if not line.startswith("{")]
+    assert lines == [f"status {LOST} []"]
 
 
 def in_a_terminal(session: Callable[[], str]) -> str:

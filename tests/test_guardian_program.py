@@ -141,6 +141,30 @@ def test_an_end_of_file_with_a_living_leader_is_no_death(rig: Rig) -> None:
     assert rig.released() == 1
 
 
+def test_a_command_whose_time_is_over_when_it_is_asked_for_never_runs(rig: Rig) -> None:
+    ran = rig.path.with_name("ran")
+    order = os.memfd_create("order")
+    content: tuple[object, ...] = (
+        b"/usr/bin/touch",
+        [b"touch", os.fsencode(ran)],
+        {},
+        (),
+        "leadership-test",
+    )
+    os.write(order, marshal.dumps(content))
+    folder = os.open(".", os.O_PATH)
+    # The guardian's clock is past that already: it, or who asked, has stood still.
+    socket.send_fds(rig.end, [marshal.dumps(("start", 900.0))], [order, folder])
+    rig.plan(write)
+    rig.start()
+    assert marshal.loads(rig.end.recv(1000)) == ("ready",)
+    assert marshal.loads(rig.end.recv(1000)) == ("late",)
+    assert rig.guardian._work is None
+    assert not ran.exists()
+    os.close(order)
+    os.close(folder)
+
+
 def test_if_anything_of_the_command_survives_nothing_is_released(rig: Rig) -> None:
     work: Any = Survivor()
     rig.guardian._work = work

@@ -16,6 +16,7 @@ import pytest
 from leadership import Candidate, Store, new_store
 from leadership._guardian_work import Cgroup
 from leadership.clock import SystemClock
+from leadership.guardian import group_name
 
 from .command import PATIENCE, Command
 from .guarded import guardians, is_running
@@ -254,12 +255,13 @@ def test_no_control_group_is_left(etcd: EtcdClient, key: str) -> None:
     # As of one who was killed together with its guardian.
     dead = subprocess.Popen(["true"])
     dead.wait()
-    Cgroup.make(f"leadership-{dead.pid}")
+    space = group_name().rpartition("-")[0]
+    Cgroup.make(f"{space}-{dead.pid}")
     with run(etcd, key, "--", "true") as command:
         assert command.status() == 0
         pid = command.process.pid
     for each in (pid, dead.pid):
-        assert list(Path("/sys/fs/cgroup").glob(f"**/leadership-{each}")) == []
+        assert list(Path("/sys/fs/cgroup").glob(f"**/{space}-{each}")) == []
 
 
 def test_without_a_guardian_there_is_none(etcd: EtcdClient, key: str) -> None:
