@@ -9,6 +9,7 @@ from aiohttp import web
 
 from .errors import ConfigurationError
 from .page import Page
+from .silent_log import SILENT
 from .survey import Survey
 
 
@@ -44,7 +45,7 @@ class Dashboard:
             ConfigurationError: the address cannot be listened at.
         """
         self._survey.start()
-        server = web.Server(self._answer, handler_cancellation=True, access_log=None)
+        server = web.Server(self._answer, handler_cancellation=True, access_log=None, logger=SILENT)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.5)
         await self._runner.setup()
         try:
@@ -73,6 +74,8 @@ class Dashboard:
             return web.Response(body=self._page.document, headers=self._page.document_headers)
         if request.path != "/events":
             return web.Response(status=404, text="not found: the page is at /")
+        if request.method == "HEAD":
+            return web.Response(headers=self._page.events_headers)
         if self._page.is_full:
             return web.Response(status=503, headers={"Retry-After": "5"})
         response = web.StreamResponse(headers=self._page.events_headers)

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from .errors import ConfigurationError
 from .health import PATHS, Health
+from .silent_log import SILENT
 
 
 def health_application(health: Health) -> web.Application:
@@ -79,7 +80,10 @@ class HealthServer:
     async def _serve(self) -> None:
         # Who asks is a probe with a connection of its own: none is worth waiting for.
         server = web.AppRunner(
-            health_application(self._health), access_log=None, shutdown_timeout=0.1
+            health_application(self._health),
+            access_log=None,
+            logger=SILENT,
+            shutdown_timeout=0.1,
         )
         await server.setup()
         try:

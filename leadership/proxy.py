@@ -19,11 +19,7 @@ from .route_target import split_listen
 from .route_upstream import Connections, CutOffError, Forwarding
 from .route_websocket import LONGEST_MESSAGE, Link
 from .router import Policy, Request, Router, say
-
-_SILENT = logging.getLogger("leadership.proxy.http")
-_SILENT.addHandler(logging.NullHandler())
-_SILENT.propagate = False
-"""aiohttp's own complaints of bad requests, which anybody could fill a log with."""
+from .silent_log import SILENT
 
 _UNSUPPORTED = 501
 
@@ -49,7 +45,7 @@ class Proxy:
             handler_cancellation=True,
             auto_decompress=False,
             access_log=cast("logging.Logger", None),
-            logger=_SILENT,
+            logger=SILENT,
         )
         self._listening: asyncio.Server | None = None
 

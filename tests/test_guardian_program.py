@@ -144,7 +144,7 @@ def test_an_end_of_file_with_a_living_leader_is_no_death(rig: Rig) -> None:
 def test_a_command_whose_time_is_over_when_it_is_asked_for_never_runs(rig: Rig) -> None:
     ran = rig.path.with_name("ran")
     order = os.memfd_create("order")
-    content: tuple[object, ...] = (
+    content: Any = (
         b"/usr/bin/touch",
         [b"touch", os.fsencode(ran)],
         {},

@@ -286,6 +286,17 @@ def test_a_server_leaves_nothing_behind_though_a_probe_keeps_its_connection(
     assert held[2] == held[-1]
 
 
+def test_nonsense_on_the_port_is_answered_and_fills_no_log(
+    candidate: Candidate, caplog: pytest.LogCaptureFixture
+) -> None:
+    with HealthServer(Health(candidate), "127.0.0.1:0") as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n")
+            assert stranger.recv(100).startswith(b"HTTP/1.0 400")
+    assert caplog.text == ""
+
+
 def test_an_address_that_cannot_be_listened_at_is_refused_at_once(candidate: Candidate) -> None:
     health = Health(candidate)
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -8,9 +8,11 @@ import re
 import signal
 import socket
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from typing import Any
 
 import pytest
@@ -255,6 +257,32 @@ def test_other_paths_and_methods_get_a_plain_refusal(store: Store) -> None:
                 urllib.request.urlopen(request, timeout=10)
             assert refused.value.code == status
             refused.value.close()
+
+
+@pytest.mark.backend("memory")
+def test_who_asks_only_for_the_head_of_the_stream_holds_no_place(store: Store) -> None:
+    with dashboard(store) as url:
+        where = urllib.parse.urlsplit(url)
+        asking = HTTPConnection(str(where.hostname), where.port, timeout=10)
+        with contextlib.closing(asking):
+            # One connection: what is asked next is answered when the head is all there was.
+            for path, kind in (("/events", "text/event-stream"), ("/", "text/html")):
+                asking.request("HEAD", path)
+                answer = asking.getresponse()
+                answer.read()
+                assert str(answer.headers["Content-Type"]).startswith(kind)
+
+
+@pytest.mark.backend("memory")
+def test_nonsense_on_the_port_is_answered_and_fills_no_log(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with dashboard(store) as url:
+        where = urllib.parse.urlsplit(url)
+        with socket.create_connection((where.hostname, where.port), timeout=10) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\nContent-Length: x\r\n\r\n")
+            assert stranger.recv(100).startswith(b"HTTP/1.0 400")
+    assert caplog.text == ""
 
 
 @pytest.mark.backend("memory")
