@@ -98,8 +98,9 @@ class QuorumLease:
         now: seconds on the node's clock.
         durable: whether `Persist` is carried out; else the effect never comes.
         stored: what was stored before this start, or None.
-        bootstrap: no earlier run of a member is left where another one answers in its
-            name: where all start together, they take part without a silence. Not for
+        bootstrap: no earlier run of this node, nor of any that another one answers for
+            or that is in the list no more, is left: where all start together, they
+            take part without a silence. Not for
             a node that stored a state: under another member list it may have promised
             to a leader that is no member any more.
         keys_limit: how many keys are kept; more are refused.

@@ -16,8 +16,10 @@ With `bootstrap` a node that starts together with all others need not be silent.
 It asks at once, and where each other member says that its run took no part before
 it heard from ours, no leader is left that counts on a promise of our earlier run:
 
-- An earlier run of any member is over: its address is another run's now. This is
-  what whoever says `bootstrap` answers for, and all that is taken on trust.
+- An earlier run of any node of this cluster is over: its address is another run's
+  now. This is what whoever says `bootstrap` answers for, and all that is taken on
+  trust. It is not so where a node was taken off a list by hand and still runs, or
+  where a run whose address was moved goes on elsewhere: silence outlasts those.
 - The present run of a member began to campaign after ours began, and so after our
   earlier run, and its promises, had ended.
 
