@@ -37,7 +37,7 @@ KEY = "service/leader"
 COMMON: dict[str, Any] = {"secret": SECRET, "wall_clock_skew": 0.1}
 
 # Who stands still for a second on a busy machine is not deposed then.
-long_terms = pytest.mark.parametrize("ttl", [2])
+long_terms = pytest.mark.parametrize("ttl", [4])
 
 
 class Cluster:
