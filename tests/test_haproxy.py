@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import signal
 import subprocess
@@ -139,9 +138,8 @@ def balancer(services: dict[str, Service], tmp_path: Path) -> Iterator[int]:
     try:
         haproxy = program("haproxy")
     except ServerMissingError as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+        # As with the backends' servers: a skip would look like a proof.
+        pytest.fail(str(error), pytrace=False)
     port = free_port()
     configuration = EXAMPLE.read_text().replace("bind :80\n", f"bind {LOOPBACK}:{port}\n")
     for service in services.values():
