@@ -409,7 +409,10 @@ class QuorumLease:
             self._ignore(header.sender, "another wire version, or meant for another node")
             return
         about_members = isinstance(message, (MembersNotice, MembersAnswer))
-        if not about_members and header.configuration != self._mail.quorum.configuration:
+        ours = header.configuration == self._mail.quorum.configuration
+        if not ours and self._recovering is not None:
+            self._recovering.another_configuration()
+        if not about_members and not ours:
             self._ignore(header.sender, "another configuration")
             self._membership.tell(header.sender, now)
             return

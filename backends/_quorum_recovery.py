@@ -25,8 +25,9 @@ it heard from ours, no leader is left that counts on a promise of our earlier ru
 
 The terms that our earlier run voted for were campaigned for before that, too. We
 vote when each vote that still counts was asked for with a wall clock that is past
-those of then, so the terms go on rising. Where anybody is missing, or took part
-before, the three steps above are gone through: only time can tell, then.
+those of then, so the terms go on rising. Where anybody is missing, took part before,
+or acts under another configuration, the three steps above are gone through: only
+time can tell, then.
 """
 
 from __future__ import annotations
@@ -112,6 +113,11 @@ class Recovering:
         self._answers[answer.header.sender] = answer
         self._answered_at[answer.header.sender] = now
         return self._has_enough(now)
+
+    def another_configuration(self) -> None:
+        """Somebody runs under another one: an earlier run, perhaps. Only time can tell, then."""
+        self._bootstrap = False
+        self._begin_at = math.inf
 
     def finish(self, now: float) -> None:
         """Take over what the answers say, and, where all may have forgotten, what was stored."""

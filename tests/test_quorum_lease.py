@@ -734,6 +734,20 @@ def test_one_that_starts_where_another_took_part_before_it_is_silent(others: int
         assert now - began[name] >= world.plan.timing.silence(None)
 
 
+def test_who_hears_of_another_list_while_it_begins_is_silent_for_not_all_begin() -> None:
+    world = QuietWorld(4, bootstrap=True, timing={"wall_clock_skew": 0.0})
+    # Taken off the others' lists by hand, and still running.
+    world.start(world.machines["n3"])
+    fewer = ["n0", "n1", "n2"]
+    began = {name: world.machines[name].local(world.now) for name in fewer}
+    for name in fewer:
+        world.start(world.machines[name], fewer)
+    world.wait(lambda: all(world.node(name).ready for name in fewer))
+    for name in fewer:
+        now = world.machines[name].local(world.now)
+        assert now - began[name] >= world.plan.timing.silence(None)
+
+
 def test_a_node_that_stored_a_state_is_silent_for_it_may_have_promised_under_another_list() -> None:
     world = QuietWorld(3, bootstrap=True, durable=True, timing={"wall_clock_skew": 0.0})
     world.start_all()
