@@ -134,6 +134,7 @@ _BEGINNING = _focus(
     change_members=False,
     lost_disks=False,
     bootstrap=True,
+    some_without_bootstrap=False,
     timing={"wall_clock_skew": 0.0},
 )
 _WILD = _focus(wild_clocks=True, change_members=False, lost_disks=False)
@@ -153,7 +154,7 @@ def _skewed(plan: Plan) -> Plan:
 
 
 def _skewed_beginning(plan: Plan) -> Plan:
-    return dataclasses.replace(_skewed(plan), bootstrap=True)
+    return dataclasses.replace(_skewed(plan), bootstrap=True, some_without_bootstrap=False)
 
 
 MUTANTS: dict[str, Mutant] = {

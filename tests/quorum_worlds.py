@@ -35,7 +35,7 @@ class QuietWorld(World):
         quiet = {
             "durable": False, "loss": 0.0, "duplicates": 0.0, "replays": 0.0, "slow": 0.0,
             "wild_clocks": False, "change_members": False, "lost_disks": False,
-            "bootstrap": False,
+            "bootstrap": False, "some_without_bootstrap": False,
         }  # fmt: skip
         drawn = draw(0)
         super().__init__(

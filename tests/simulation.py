@@ -62,6 +62,7 @@ class Plan:
     change_members: bool
     lost_disks: bool
     bootstrap: bool
+    some_without_bootstrap: bool
     hasty_operators: bool
 
 
@@ -101,6 +102,7 @@ def draw(seed: int) -> Plan:
         change_members=change_members,
         lost_disks=durable and not change_members and chance.random() < 0.3,
         bootstrap=beginning.random() < 0.4,
+        some_without_bootstrap=beginning.random() < 0.25,
         hasty_operators=change_members and Random(f"operators {seed}").random() < 0.4,
     )
 
@@ -263,13 +265,19 @@ class World:
             now=local,
             durable=self.plan.durable,
             stored=machine.stored if self.plan.durable else None,
-            bootstrap=self.plan.bootstrap,
+            bootstrap=self._begins(machine),
         )
         self.say(machine, f"starts as i{self._runs}")
         for key in self.keys:
             if self.random.random() < 0.8 or self.healed:
                 self.enter(machine, key)
         self._reschedule(machine)
+
+    def _begins(self, machine: Machine) -> bool:
+        """Whether the machine's configuration says `bootstrap`."""
+        plan = self.plan
+        left_out = Random(f"bootstrap {plan.seed} {machine.id}").random() < 0.5
+        return plan.bootstrap and not (plan.some_without_bootstrap and left_out)
 
     def members(self) -> list[str]:
         """The list that a machine is started with: what an operator knows."""
