@@ -176,11 +176,11 @@ class Candidacy:
         """
         contender = self._led()
         mail, timing, queues = self._commons.mail, self._commons.timing, self._commons.queues
-        first = queues.waiting(self.key, now)[:1] if successor is None else []
-        for waiter in first:
-            successor, named = waiter.node, waiter.uid
-            # If it does not lead, it is not there, and not to be named again.
-            queues.remove(waiter.node, self.key, waiter.uid)
+        if successor is None:
+            waiters = (each for each in queues.waiting(self.key, now) if each.not_before <= now)
+            if first := next(waiters, None):
+                successor, named = first.node, first.uid
+                queues.named(first, self.key, now)
         incarnation = ""
         if successor:
             incarnation = (

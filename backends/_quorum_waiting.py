@@ -8,7 +8,8 @@ as a rule, however many keys there are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 from ._quorum_mail import Mail
 from ._quorum_messages import Heartbeat, HeartbeatAnswer, Queue, Waiting
@@ -30,12 +31,15 @@ class Waiter:
         uid: unique on that node.
         name: what its user calls it; may repeat, or be empty.
         since: when it began to wait, on the clock of the node that asks.
+        not_before: on that clock; it was named, and is not to be named again before, unless
+            the user asks for it.
     """
 
     node: str
     uid: str
     name: str
     since: float
+    not_before: float = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +131,21 @@ class Queues:
                 heard.waiters.pop(queue.key, None)
 
     def remove(self, node: str, key: str, uid: str) -> None:
-        """That contender of another node led or was named: it waits no more, or is not there."""
+        """That contender of another node led: it waits no more."""
         heard = self._heard.get(node)
         waiters = None if heard is None else heard.waiters.get(key)
         if heard is not None and waiters is not None:
             heard.waiters[key] = tuple(waiter for waiter in waiters if waiter.uid != uid)
+
+    def named(self, named: Waiter, key: str, now: float) -> None:
+        """The leader gave way to it; if it still waits then, it could not come, or was not told."""
+        heard = self._heard.get(named.node)
+        if heard is not None:
+            again = replace(named, not_before=now + self._timing.lease_ceiling)
+            heard.waiters[key] = tuple(
+                again if waiter.uid == named.uid else waiter
+                for waiter in heard.waiters.get(key, ())
+            )
 
     @property
     def stamp(self) -> object:

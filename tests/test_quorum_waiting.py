@@ -17,6 +17,7 @@ from leadership.backends._quorum_messages import (
     Heartbeat,
     HeartbeatAnswer,
     Message,
+    PreVote,
     Queue,
     Release,
     Ticket,
@@ -274,6 +275,27 @@ def test_who_was_named_and_is_not_there_is_not_named_again() -> None:
         world.until_led()
         named.append({ticket.successor for ticket in tickets(world)})
     assert named == [{"n1"}, {""}]
+
+
+def test_who_was_named_in_vain_still_waits_and_is_named_again_in_time() -> None:
+    world = Quiet()
+    world.queue("n0", "n1")
+    lost = {"n0": Release, "n1": PreVote}
+    world.arrives = lambda sender, to, message: not isinstance(message, lost.get(sender, ()))
+    leader = world.machines["n0"]
+    world.resign(leader, "key0", None)
+    while "key0" in leader.contending:
+        world.run(world.now + DELAY)
+    world.enter(leader, "key0")
+    world.until_led()
+    assert world.leader() == "n0"
+    now = leader.local(world.now)
+    assert [each.node for each in world.node("n0").queues.waiting("key0", now)] == ["n1"]
+    world.run(world.now + world.plan.timing.lease_ceiling)
+    world.sent.clear()
+    world.resign(leader, "key0", None)
+    world.run(world.now + ROUND_TRIP)
+    assert {ticket.successor for ticket in tickets(world)} == {"n1"}
 
 
 def test_others_leave_the_successor_time_to_come() -> None:
