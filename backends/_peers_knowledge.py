@@ -47,6 +47,7 @@ class LeaderAnswer(msgspec.Struct, frozen=True):
         tag: differs with each change.
         known: whether the node would have heard of a leader, if there is one.
         members: who else can be asked.
+        proclaimed: rises with each value of the term.
     """
 
     tag: str
@@ -55,6 +56,12 @@ class LeaderAnswer(msgspec.Struct, frozen=True):
     term: int = 0
     node: str = ""
     members: tuple[str, ...] = ()
+    proclaimed: int = 0
+
+    @property
+    def moment(self) -> tuple[int, int]:
+        """Of two answers that name a leader, the one with the lower moment is the older one."""
+        return self.term, self.proclaimed
 
 
 class Knowledge:
@@ -140,10 +147,11 @@ class Knowledge:
         if leader is None:
             return LeaderAnswer("none", True, members=members)
         return LeaderAnswer(
-            f"{leader.term}-{zlib.crc32(leader.value):08x}",
+            f"{leader.term}-{leader.proclaimed}-{zlib.crc32(leader.value):08x}",
             True,
             leader.value,
             leader.term,
             leader.node,
             members,
+            leader.proclaimed,
         )

@@ -39,11 +39,13 @@ class Observer:
         self._operator = Operator(self._client, settings, context)
         self._patience = min(_PATIENCE, context.request_timeout)
 
-    async def ask(self, key: str, tag: str = "", wait: float = 0.0, above: int = 0) -> LeaderAnswer:
+    async def ask(
+        self, key: str, tag: str = "", wait: float = 0.0, since: tuple[int, int] = (0, 0)
+    ) -> LeaderAnswer:
         """Who leads, as soon as it is another than `tag` says, or after `wait` seconds.
 
         Args:
-            above: a leader of a lower term is old news, from a node that lags behind.
+            since: a leader of a lower `moment` is old news, from a node that lags behind.
 
         Raises:
             StoreUnavailable: no node knows.
@@ -53,7 +55,7 @@ class Observer:
         def take(body: bytes) -> LeaderAnswer | None:
             told = msgspec.json.decode(body, type=LeaderAnswer)
             self._learn(told.members)
-            return told if told.known and (told.value is None or told.term >= above) else None
+            return told if told.known and (told.value is None or told.moment >= since) else None
 
         return await self._ask(f"{LEADER}?{query}", wait, take)
 
@@ -86,11 +88,11 @@ class Observer:
     async def follow(self, key: str) -> AsyncGenerator[Entry | None, None]:
         """The present leader, then each change; and the same again while it is confirmed."""
         told = await self.ask(key)
-        highest = 0
+        latest = (0, 0)
         while True:
             yield None if told.value is None else Entry(told.value, told.term)
-            highest = max(highest, told.term)
-            told = await self.ask(key, told.tag, _POLL, highest)
+            latest = max(latest, told.moment)
+            told = await self.ask(key, told.tag, _POLL, latest)
 
     async def members(self) -> MembersTold:
         """The latest list that a node tells."""

@@ -53,6 +53,7 @@ class Contender:
         not_before: after it gave way, the others' turn ends then.
         name: what its user calls it.
         since: when it entered.
+        proclaimed: how often it has changed its value.
     """
 
     uid: str
@@ -62,6 +63,7 @@ class Contender:
     not_before: float = -math.inf
     name: str = ""
     since: float = -math.inf
+    proclaimed: int = 0
 
 
 class Phase(Enum):
@@ -210,6 +212,7 @@ class Candidacy:
         for contender in self._queue:
             if contender.uid == uid:
                 contender.value = value
+                contender.proclaimed += 1
                 if self.leads(uid):
                     self._commons.holdings.replace(self._entry(contender))
                     self._announce(contender)
@@ -556,7 +559,14 @@ class Candidacy:
         )
 
     def _entry(self, contender: Contender) -> Entry:
-        return Entry(self.key, contender.uid, self.term, contender.ttl, contender.value)
+        return Entry(
+            self.key,
+            contender.uid,
+            self.term,
+            contender.ttl,
+            contender.value,
+            contender.proclaimed,
+        )
 
     def _announce(self, contender: Contender) -> None:
         mail = self._commons.mail

@@ -107,6 +107,7 @@ class Leader:
         value: what it proclaimed.
         term: the fencing token.
         seen_at: when it was last heard of, on this node's clock.
+        proclaimed: rises with each value of the term.
     """
 
     node: str
@@ -114,6 +115,7 @@ class Leader:
     value: bytes
     term: int
     seen_at: float
+    proclaimed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class Leaders:
                 known.seen_at = now
                 known.until = max(known.until, until)
                 return
-            if entry.term < known.entry.term:
+            if (entry.term, entry.proclaimed) < (known.entry.term, known.entry.proclaimed):
                 return
         elif len(self._known) >= self._limit or self._is_old_news(entry, node):
             return
@@ -134,4 +134,4 @@ class Leaders:
 
 def _told(known: _Known) -> Leader:
     entry = known.entry
-    return Leader(known.node, entry.uid, entry.value, entry.term, known.seen_at)
+    return Leader(known.node, entry.uid, entry.value, entry.term, known.seen_at, entry.proclaimed)

@@ -77,13 +77,18 @@ class Answer(Message, frozen=True):
 
 
 class Entry(Struct, frozen=True):
-    """A key that the sender leads."""
+    """A key that the sender leads.
+
+    Attributes:
+        proclaimed: rises with each value of the term, so that a late message is told as one.
+    """
 
     key: Name
     uid: Name
     term: int
     ttl: float
     value: Value
+    proclaimed: int = 0
 
 
 class Ticket(Struct, frozen=True):

@@ -109,24 +109,30 @@ def test_a_node_that_hangs_is_left_for_another(
     candidate.stop()
 
 
+@pytest.mark.parametrize("lags", ["a term", "a value of the term"])
 def test_what_a_node_tells_that_lags_behind_is_not_believed(
-    cluster: PeersCluster, stores: list[Store], client: Store
+    cluster: PeersCluster, stores: list[Store], client: Store, lags: str
 ) -> None:
-    candidate = Candidate(stores[0], KEY, "a", ttl=2)
+    candidate = Candidate(stores[0], KEY, "before", ttl=2)
     candidate.campaign(timeout=20)
     observer = observer_of(client)
-    told = client.core.call(observer.ask, KEY)
-    old = LeaderAnswer("1-0", True, b"before", told.term - 1)
+    before = client.core.call(observer.ask, KEY)
+    candidate.proclaim("a")
+    told = client.core.call(observer.ask, KEY, before.tag, 10.0, before.moment)
+    assert told.value == b"a"
+    old = before
+    if lags == "a term":
+        old = LeaderAnswer("1-0", True, b"before", told.term - 1)
     body = msgspec.json.encode(old)
     with contextlib.ExitStack() as stack:
         for store in stores[:2]:
             stack.enter_context(answering_with(store, Answer(200, body)))
         for _ in range(4):
-            now = client.core.call(observer.ask, KEY, "", 0.0, told.term)
+            now = client.core.call(observer.ask, KEY, "", 0.0, told.moment)
             assert now.value == b"a"
         stack.enter_context(answering_with(stores[2], Answer(200, body)))
         with pytest.raises(StoreUnavailable, match="does not know"):
-            client.core.call(observer.ask, KEY, "", 0.0, told.term)
+            client.core.call(observer.ask, KEY, "", 0.0, told.moment)
     candidate.stop()
 
 

@@ -40,6 +40,17 @@ def test_an_earlier_leader_is_not_told_after_a_later_one_that_is_gone() -> None:
     assert told(mail) == [("n1", 7), None]
 
 
+def test_an_older_value_of_a_term_is_not_told_after_a_newer_one() -> None:
+    leaders, mail = make_leaders()
+    newer = Entry("key", "uid", 5, 1.0, b"newer", proclaimed=2)
+    leaders.note("n1", newer, 0.0)
+    leaders.note("n1", Entry("key", "uid", 5, 1.0, b"older", proclaimed=1), 0.1)
+    leader = leaders.leader("key")
+    assert leader is not None
+    assert leader.value == b"newer"
+    assert told(mail) == [("n1", 5)]
+
+
 def test_a_leader_that_gave_way_is_not_told_again() -> None:
     leaders, mail = make_leaders()
     leaders.note("n1", entry(5), 0.0)
