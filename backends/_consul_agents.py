@@ -12,7 +12,6 @@ sends transactions without the token, and has no time-outs.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,12 +28,12 @@ from ..clock import Clock
 from ..errors import (
     AccessDenied,
     ConfigurationError,
-    HandleClosed,
     SessionLost,
     StoreError,
     StoreUnavailable,
     ValueTooLarge,
 )
+from . import _links as links
 from ._consul_requests import (
     ConsulEntry,
     Operation,
@@ -132,59 +131,39 @@ class _Client(aio.HTTPClient):  # type: ignore[misc]
         )
 
 
-class Link:
+class Link(links.Link):
     """The connections to one agent."""
 
     def __init__(self, endpoint: str, tls: ssl.SSLContext | None) -> None:
-        self.endpoint = endpoint
+        super().__init__(endpoint)
         host, _, port = endpoint.rpartition(":")
         self.client = _Client(host, int(port), tls)
-        self.abandoned = False
-        # When an agent that answers anything was last heard: slow is not dead.
-        self.heard_at = float("-inf")
 
     async def close(self) -> None:
         with contextlib.suppress(Exception):
             await self.client.close()
 
 
-class Agents:
-    """The way to the datacenter.
-
-    Args:
-        endpoints: `host:port`, in the order in which they are tried.
-        timeout: seconds that one request may take, fail-over included.
-    """
+class Agents(links.Links[Link]):
+    """The way to the datacenter."""
 
     def __init__(
         self, endpoints: tuple[str, ...], access: Access, timeout: float, clock: Clock
     ) -> None:
-        self._endpoints = endpoints
+        super().__init__("Consul", endpoints, _AT_ONCE, timeout, clock)
         self._access = access
-        self.timeout = timeout
-        self._clock = clock
-        self._at = 0
-        self._link: Link | None = None
         self._tls: ssl.SSLContext | None = None
-        self._closing: set[asyncio.Future[None]] = set()
-        self._closed = False
-        # Whoever renews does not queue here.
-        self._room = asyncio.Semaphore(_AT_ONCE)
 
-    def is_cut(self, failures: int) -> bool:
-        """Whether the store is out of reach, after so many failures in a row.
-
-        A request that fails is sent again, to the next agent: that alone is no outage.
-        """
-        return failures >= max(2, len(self._endpoints))
+    def _open(self, endpoint: str) -> Link:
+        if self._access.tls and self._tls is None:
+            self._tls = _tls_context(self._access)
+        return Link(endpoint, self._tls)
 
     def way(self) -> Mapping[str, Any]:
         """What another process needs to reach the same agents, as plain data; with the token."""
         access = self._access
-        at = self._at % len(self._endpoints)
         return {
-            # First the one that is known to answer.
-            "endpoints": [*self._endpoints[at:], *self._endpoints[:at]],
+            "endpoints": self.in_order(),
             "tls": tls(access.ca, access.certificate, access.key) if access.tls else None,
             "headers": {} if access.token is None else {"X-Consul-Token": access.token},
         }
@@ -198,43 +177,6 @@ class Agents:
         access = self._access
         where = [("dc", access.datacenter), ("ns", access.namespace)]
         return [(name, value) for name, value in where if value]
-
-    # --- links ---
-
-    def link(self) -> Link:
-        """The link in use, opened if there is none."""
-        if self._closed:
-            raise HandleClosed("this Consul store is closed: make a new one")
-        if self._link is None:
-            if self._access.tls and self._tls is None:
-                self._tls = _tls_context(self._access)
-            endpoint = self._endpoints[self._at % len(self._endpoints)]
-            self._link = Link(endpoint, self._tls)
-        return self._link
-
-    def abandon_if_silent(self, link: Link, since: float) -> None:
-        """Give up a link on which nothing at all was heard since a request was sent."""
-        if link.heard_at < since:
-            self.abandon(link)
-
-    def abandon(self, link: Link) -> None:
-        """Give up a link that failed, and all that waits on it; the next call uses another."""
-        if link.abandoned:
-            return
-        link.abandoned = True
-        if self._link is link:
-            self._link = None
-            self._at += 1
-        closing = asyncio.ensure_future(link.close())
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-
-    async def close(self) -> None:
-        self._closed = True
-        if self._link is not None:
-            self.abandon(self._link)
-        if self._closing:
-            await asyncio.wait(list(self._closing))
 
     # --- requests ---
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..backend import Contender, ReleasePlan
 from ..errors import AccessDenied, NotLeader, SessionLost, StoreError, StoreUnavailable
 from ..lease import Claim, claim
+from ..renewal import ENDED
 from ..session import Slot
 from ._consul_agents import Refused
 from ._consul_places import Attendance, Place
@@ -25,7 +26,7 @@ from ._consul_requests import (
     places_of,
     unchanged,
 )
-from ._consul_session import ENDED, ConsulSession
+from ._consul_session import ConsulSession
 from ._consul_watch import Feed, Snapshot, Target
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class ConsulContender(Contender):
             try:
                 won = await self._campaign_on(session)
             except SessionLost as error:
-                session.lose(f"{ENDED}: {error}")
+                session.lost_by(error)
                 continue
             if won is not None:
                 self._lost = lost
@@ -306,7 +307,7 @@ class ConsulContender(Contender):
             and entry.create_index == won.create_index
         )
 
-    def session_over(self, reason: str) -> None:
+    def entry_gone(self, reason: str) -> None:
         """Told by the session: it is gone, and with it all that hung on it."""
         self._tell(reason)
         if self._feed is not None:
@@ -373,7 +374,7 @@ class ConsulContender(Contender):
                     self._place = None
                 await self._release(session)
             except SessionLost as error:
-                session.lose(f"{ENDED}: {error}")
+                session.lost_by(error)
             if self._unsure and session.lease.ended is None:
                 self._election.sweep(session, self.key, places_of(self.key) + session.id)
             if led:

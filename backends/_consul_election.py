@@ -15,6 +15,7 @@ from typing import Any
 
 from ..backend import Context
 from ..errors import HandleClosed, StoreError
+from ..renewal import GrantedTtls
 from ..session import SessionPool
 from ._consul_agents import Agents
 from ._consul_contender import ConsulContender
@@ -33,10 +34,10 @@ class Election:
         self.agents = agents
         self.watches = watches
         self.context = context
-        told: set[tuple[float, float]] = set()
+        ttls = GrantedTtls("Consul", context)
         self.sessions: SessionPool[ConsulSession] = SessionPool(
             lambda ttl: asyncio.ensure_future(
-                ConsulSession.open(agents, context, options, ttl, told)
+                ConsulSession.open(agents, context, options, ttl, ttls)
             )
         )
         self.places = Places(agents, watches, context)

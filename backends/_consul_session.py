@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from ..backend import Context
-from ..errors import (
-    ConfigurationError,
-    LeadershipError,
-    SessionLost,
-    StoreError,
-    StoreUnavailable,
-)
-from ..events import LeaseRenewed, StoreRecovered, StoreTrouble, TtlGranted
-from ..lease import Lease
-from ..session import Session
+from ..errors import LeadershipError, SessionLost, StoreError
+from ..renewal import GrantedTtls, Holder, RenewedSession
 from ._consul_agents import Agents, decoded
 from ._consul_requests import ConsulEntry, duration_of, seconds_of
-
-ENDED = "the store ended the session"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +29,6 @@ class SessionOptions:
 
     lock_delay: float = 0.0
     node_health: bool = False
-
-
-class Holder(Protocol):
-    """Whose entry hangs on the session."""
-
-    def session_over(self, reason: str) -> None: ...
-
-    def cut_off(self, error: StoreUnavailable) -> None: ...
 
 
 class _Made(msgspec.Struct, frozen=True):
@@ -103,7 +86,7 @@ async def renew_session(agents: Agents, session: str, timeout: float) -> float:
     return seconds_of(renewed[0].TTL)
 
 
-class ConsulSession(Session):
+class ConsulSession(RenewedSession):
     """One session that lets go of its keys when it ends, for the keys of elections.
 
     And, once somebody waits, a second one whose end removes its keys, for the
@@ -118,26 +101,19 @@ class ConsulSession(Session):
         options: SessionOptions,
         session: str,
         ttl: float,
-        told: set[tuple[float, float]],
+        ttls: GrantedTtls,
     ) -> None:
+        super().__init__(context, ttl)
         self._agents = agents
-        self._context = context
-        self._clock = context.clock
         self._options = options
         self.id = session
         self._asked = ttl
-        self.ttl = ttl
-        self.lease = Lease(context.clock, context.max_clock_drift)
+        self._ttls = ttls
         self.holders: set[Holder] = set()
         # What undoes the writes of unknown outcome of contenders that left, by key.
         self.sweeps: dict[str, asyncio.Future[Any]] = {}
         self._waiting: str | None = None
         self._making: asyncio.Future[str] | None = None
-        self._failures = 0
-        self._told_cut = False
-        self._told = told
-        self.confirmed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -146,31 +122,23 @@ class ConsulSession(Session):
         context: Context,
         options: SessionOptions,
         ttl: float,
-        told: set[tuple[float, float]],
+        ttls: GrantedTtls,
     ) -> ConsulSession:
-        """Make a session, and renew it once: that tells which ttl the server grants.
-
-        Args:
-            told: the pairs of an asked and another granted ttl that were told already.
-        """
+        """Make a session, and renew it once: that tells which ttl the server grants."""
         # The lease clock starts before the send: the server's cannot have started earlier.
         sent_at = context.clock.now()
         made = await create_session(
             agents, ttl, options, name="leadership: an election", deletes=False
         )
-        session = cls(agents, context, options, made, ttl, told)
+        session = cls(agents, context, options, made, ttl, ttls)
         session.lease.confirm(sent_at, ttl)
         try:
             await session._renew()
-            if session.ttl != ttl and context.strict_ttl:
-                raise ConfigurationError(
-                    f"Consul grants a ttl of {session.ttl:g} s instead of {ttl:g} s: "
-                    f"ask for {session.ttl:g}, or leave strict_ttl out"
-                )
+            ttls.check(ttl, session.ttl)
         except BaseException:
             await session.close()
             raise
-        session._task = asyncio.ensure_future(session._keep())
+        session.begin()
         return session
 
     async def waiting(self) -> str:
@@ -216,51 +184,22 @@ class ConsulSession(Session):
         """The session for places is gone, and with it the places."""
         self._waiting = None
 
-    async def _keep(self) -> None:
-        """Renew every third of the ttl; when that fails, soon again, by another way."""
-        pause = self.ttl / 3
-        while True:
-            await self._clock.sleep(pause)
-            try:
-                await self._renew()
-            except SessionLost as error:
-                self.lose(f"{ENDED}: {error}")
-                return
-            except Exception as error:
-                # Of whatever kind: who stops renewing gives the lease away.
-                pause = min(1.0, self.ttl / 20)
-                self._failures += 1
-                # Once per outage and then at every tenth try: trouble is told, not poured out.
-                if self._failures % 10 == 1:
-                    self._context.emit(
-                        StoreTrouble("", self._clock.now(), str(error), self._failures, pause)
-                    )
-                # And once per outage to who waits: that asks for itself from then on.
-                if self._agents.is_cut(self._failures) and not self._told_cut:
-                    self._told_cut = True
-                    for holder in list(self.holders):
-                        holder.cut_off(StoreUnavailable(f"the session is not renewed: {error}"))
-            else:
-                pause = self.ttl / 3
-                if self._failures:
-                    self._context.emit(StoreRecovered("", self._clock.now(), self._failures))
-                    self._failures = 0
-                    self._told_cut = False
+    def _holders(self) -> Collection[Holder]:
+        return self.holders
+
+    def _is_cut(self, failures: int) -> bool:
+        return self._agents.is_cut(failures)
 
     async def _renew(self) -> None:
         limit = min(self.ttl / 4, self._context.request_timeout)
         sent_at = self._clock.now()
         granted = await renew_session(self._agents, self.id, limit)
         self.lease.confirm(sent_at, granted)
-        self.confirmed.set()
-        self.confirmed = asyncio.Event()
-        now = self._clock.now()
-        self._context.emit(LeaseRenewed("", now, now - sent_at, self.lease.valid_until))
+        self._was_confirmed(sent_at)
         # A server under load asks for fewer renewals.
         self.ttl = granted
-        if granted != self._asked and (self._asked, granted) not in self._told:
-            self._told.add((self._asked, granted))
-            self._context.emit(TtlGranted("", now, self._asked, granted))
+        if self._task is not None:
+            self._ttls.tell(self._asked, granted)
         if self._waiting is not None:
             await self._renew_waiting(self._waiting, limit)
 
@@ -274,23 +213,14 @@ class ConsulSession(Session):
         except StoreError:
             pass
 
-    def lose(self, reason: str) -> None:
-        """The session is gone, and with it every key that it held."""
-        self.lease.end(reason)
-        self.confirmed.set()
-        if self._task is not None and self._task is not asyncio.current_task():
-            self._task.cancel()
+    def _stop(self) -> None:
         for key in list(self.sweeps):
             self.end_sweep(key)
-        for holder in list(self.holders):
-            holder.session_over(reason)
 
     async def close(self) -> None:
         ended = self.lease.ended is not None
         self.lose("the session was closed")
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await self._stopped()
         if self._making is not None:
             await asyncio.wait([self._making])
         left = [*([] if ended else [self.id]), *([self._waiting] if self._waiting else [])]

@@ -21,12 +21,12 @@ from ..errors import (
     AccessDenied,
     ConfigurationError,
     ForkedHandle,
-    HandleClosed,
     SessionLost,
     StoreError,
     StoreUnavailable,
     ValueTooLarge,
 )
+from . import _links as links
 from ._grpc import etcdrpc, grpc
 
 # etcd closes connections that ping more often than every 5 s (its default).
@@ -69,19 +69,19 @@ class Credentials:
     password: str | None = None
 
 
-class Link:
+class Link(links.Link):
     """One channel to one server, and its stubs."""
 
     def __init__(self, endpoint: str, channel: Any) -> None:
-        self.endpoint = endpoint
+        super().__init__(endpoint)
         self.channel = channel
         self.kv = etcdrpc.KVStub(channel)
         self.lease = etcdrpc.LeaseStub(channel)
         self.watch = etcdrpc.WatchStub(channel)
         self.auth = etcdrpc.AuthStub(channel)
-        self.abandoned = False
-        # When a server that answers anything was last heard: slow is not dead.
-        self.heard_at = float("-inf")
+
+    async def close(self) -> None:
+        await _close(self.channel)
 
 
 class Stub(Protocol):
@@ -90,13 +90,8 @@ class Stub(Protocol):
     def __call__(self, link: Link) -> Callable[..., Awaitable[Any]]: ...
 
 
-class Connection:
-    """The way to the cluster.
-
-    Args:
-        endpoints: `host:port`, in the order in which they are tried.
-        timeout: seconds that one request may take, fail-over included.
-    """
+class Connection(links.Links[Link]):
+    """The way to the cluster."""
 
     _grpc_used_in: ClassVar[int | None] = None
     """The process in which gRPC first ran."""
@@ -104,53 +99,30 @@ class Connection:
     def __init__(
         self, endpoints: tuple[str, ...], credentials: Credentials, timeout: float, clock: Clock
     ) -> None:
-        self._endpoints = endpoints
+        super().__init__("etcd", endpoints, _AT_ONCE, timeout, clock)
         self._credentials = credentials
-        self.timeout = timeout
-        self._clock = clock
-        self._at = 0
-        self._link: Link | None = None
         self._token: str | None = None
         self._authenticating: asyncio.Future[None] | None = None
-        self._closing: set[asyncio.Future[None]] = set()
-        self._closed = False
-        # Thousands of requests at once would keep the event loop, and with it
-        # the renewals, waiting. Whoever renews does not queue here.
-        self._room = asyncio.Semaphore(_AT_ONCE)
         self.on_abandon: Callable[[], None] = lambda: None
         """Called when the present link was given up: streams on it are void."""
 
-    def is_cut(self, failures: int) -> bool:
-        """Whether the store is out of reach, after so many failures of a stream in a row.
-
-        One that dies is opened again, at the next endpoint: that alone is no outage.
-        """
-        return failures >= max(2, len(self._endpoints))
+    def _given_up(self) -> None:
+        self.on_abandon()
 
     def way(self) -> Mapping[str, Any]:
         """What another process needs to reach the same servers, as plain data; with secrets."""
         secrets = self._credentials
-        at = self._at % len(self._endpoints)
         return {
-            # First the one that is known to answer.
-            "endpoints": [*self._endpoints[at:], *self._endpoints[:at]],
+            "endpoints": self.in_order(),
             "tls": tls(secrets.ca, secrets.certificate, secrets.key) if secrets.tls else None,
             "token": self._token or "",
             "login": None if secrets.user is None else (secrets.user, secrets.password or ""),
         }
 
-    # --- links ---
+    def _open(self, endpoint: str) -> Link:
+        return Link(endpoint, self._channel(endpoint))
 
-    def link(self) -> Link:
-        """The link in use, opened if there is none."""
-        if self._closed:
-            raise HandleClosed("this etcd store is closed: make a new one")
-        if self._link is None:
-            endpoint = self._endpoints[self._at % len(self._endpoints)]
-            self._link = Link(endpoint, self._open(endpoint))
-        return self._link
-
-    def _open(self, endpoint: str) -> Any:
+    def _channel(self, endpoint: str) -> Any:
         # gRPC does not come through a fork: in the child its calls would hang.
         used_in = Connection._grpc_used_in = Connection._grpc_used_in or os.getpid()
         if used_in != os.getpid():
@@ -170,31 +142,6 @@ class Connection:
         except OSError as error:
             raise ConfigurationError(f"a TLS file cannot be read: {error}") from error
         return grpc.aio.secure_channel(endpoint, secure, options=_CHANNEL_OPTIONS)
-
-    def abandon_if_silent(self, link: Link, since: float) -> None:
-        """Give up a link on which nothing at all was heard since a request was sent."""
-        if link.heard_at < since:
-            self.abandon(link)
-
-    def abandon(self, link: Link) -> None:
-        """Give up a link that failed; the next call opens one to the next endpoint."""
-        if link.abandoned:
-            return
-        link.abandoned = True
-        if self._link is link:
-            self._link = None
-            self._at += 1
-            self.on_abandon()
-        closing = asyncio.ensure_future(_close(link.channel))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-
-    async def close(self) -> None:
-        self._closed = True
-        if self._link is not None:
-            self.abandon(self._link)
-        if self._closing:
-            await asyncio.wait(self._closing)
 
     # --- requests ---
 

@@ -33,7 +33,7 @@ from ._etcd_requests import (
     reading,
     unchanged,
 )
-from ._etcd_session import DELETED, ENDED, EtcdSession
+from ._etcd_session import DELETED, EtcdSession
 from ._etcd_watch import Compacted, Watch
 from ._grpc import etcdrpc
 
@@ -105,7 +105,7 @@ class EtcdContender(Contender):
             try:
                 won = await self._campaign_on(session)
             except SessionLost as error:
-                session.lose(f"{ENDED}: {error}")
+                session.lost_by(error)
                 self._forget()
                 continue
             if won is not None:
@@ -142,7 +142,7 @@ class EtcdContender(Contender):
                         # the wait, stands and is the first.
                         return claim(self.revision, session.lease)
                     view = None
-                    await self._until_confirmed(session, woken)
+                    await session.until_confirmed(woken)
                     continue
                 # Not before the look: nothing is to delay that.
                 if before is not None:
@@ -289,18 +289,6 @@ class EtcdContender(Contender):
             if is_contender(each.key, self._prefix):
                 return _View(each.key, revision)
         return None if before.more else _View(None, revision)
-
-    async def _until_confirmed(
-        self, session: EtcdSession, woken: asyncio.Future[StoreError | None]
-    ) -> None:
-        """We are first, but the lease may have lapsed: only its next renewal makes us leader."""
-        confirmed: asyncio.Future[Any] = asyncio.ensure_future(session.confirmed.wait())
-        try:
-            await asyncio.wait({confirmed, woken}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            confirmed.cancel()
-        if woken.done():
-            _raise(woken.result())
 
     # --- what the watches tell ---
 

@@ -17,6 +17,7 @@ from typing import Any
 from ..backend import Context
 from ..errors import HandleClosed, LeadershipError, StoreError
 from ..events import NestedElection
+from ..renewal import GrantedTtls
 from ..session import SessionPool
 from ._etcd_connection import Connection
 from ._etcd_contender import EtcdContender
@@ -38,10 +39,10 @@ class Election:
         self.connection = connection
         self.watches = watches
         self.context = context
-        told: set[tuple[float, float]] = set()
+        ttls = GrantedTtls("etcd", context)
         self.sessions: SessionPool[EtcdSession] = SessionPool(
             lambda ttl: asyncio.ensure_future(
-                EtcdSession.open(connection, watches, context, ttl, told)
+                EtcdSession.open(connection, watches, context, ttl, ttls)
             )
         )
         # How many contenders each key has, and how many of these keys lie below each directory.

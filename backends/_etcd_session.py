@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from ..backend import Context
@@ -15,28 +16,21 @@ from ..errors import (
     StoreError,
     StoreUnavailable,
 )
-from ..events import LeaseRenewed, StoreRecovered, StoreTrouble, TtlGranted
-from ..lease import Lease
-from ..session import Session
+from ..renewal import GrantedTtls, Holder, RenewedSession
 from ._etcd_connection import Connection, Link, is_old_token, translate
 from ._etcd_watch import Watch, Watches
 from ._grpc import END_OF_STREAM, etcdrpc, grpc
 
 DELETED = "the entry was deleted at the store"
-ENDED = "the store ended the lease"
 
 
-class Holder(Protocol):
-    """Whose entry hangs on the lease."""
+class Entry(Holder, Protocol):
+    """What hangs on the lease."""
 
     revision: int
 
-    def entry_gone(self, reason: str) -> None: ...
 
-    def cut_off(self, error: StoreUnavailable) -> None: ...
-
-
-class EtcdSession(Session):
+class EtcdSession(RenewedSession):
     """One etcd lease, kept alive on one stream, and proved by reading one of its entries.
 
     Why an acknowledged keep-alive is not enough: a server may acknowledge a
@@ -48,24 +42,17 @@ class EtcdSession(Session):
     def __init__(
         self, connection: Connection, watches: Watches, context: Context, lease_id: int, ttl: float
     ) -> None:
+        super().__init__(context, ttl)
         self._connection = connection
         self._watches = watches
-        self._context = context
-        self._clock = context.clock
         self.id = lease_id
-        self.ttl = ttl
-        self.lease = Lease(context.clock, context.max_clock_drift)
         # Entries that hang on the lease: any of them proves it.
-        self.entries: dict[bytes, Holder] = {}
+        self.entries: dict[bytes, Entry] = {}
         # The watches for entries that a write of unknown outcome may still make.
         self.sweeps: dict[bytes, Watch] = {}
         # Removals under way: nobody enters by such a name before they are confirmed.
         self.removals: dict[bytes, asyncio.Future[None]] = {}
         self._stream: tuple[Link, Any] | None = None
-        self._failures = 0
-        self._told_cut = False
-        self.confirmed = asyncio.Event()
-        self._task = asyncio.ensure_future(self._keep())
 
     @classmethod
     async def open(
@@ -74,13 +61,9 @@ class EtcdSession(Session):
         watches: Watches,
         context: Context,
         ttl: float,
-        told: set[tuple[float, float]],
+        ttls: GrantedTtls,
     ) -> EtcdSession:
-        """Grant a lease; what the server granted counts, not what was asked for.
-
-        Args:
-            told: the pairs of an asked and another granted ttl that were told already.
-        """
+        """Grant a lease; what the server granted counts, not what was asked for."""
         # The lease clock starts before the send: the server's cannot have started earlier.
         sent_at = context.clock.now()
         asked = math.ceil(ttl)
@@ -93,51 +76,19 @@ class EtcdSession(Session):
             raise StoreError(f"etcd granted no lease: {granted.error}")
         session = cls(connection, watches, context, granted.ID, float(granted.TTL))
         session.lease.confirm(sent_at, session.ttl)
-        if session.ttl != ttl:
-            if context.strict_ttl:
-                await session.close()
-                raise ConfigurationError(
-                    f"etcd grants a ttl of {granted.TTL} s instead of {ttl:g} s: "
-                    f"ask for {granted.TTL}, or leave strict_ttl out"
-                )
-            if (ttl, session.ttl) not in told:
-                told.add((ttl, session.ttl))
-                context.emit(TtlGranted("", context.clock.now(), ttl, session.ttl))
+        try:
+            ttls.check(ttl, session.ttl)
+        except ConfigurationError:
+            await session.close()
+            raise
+        session.begin()
         return session
 
-    async def _keep(self) -> None:
-        """Renew every third of the ttl; when that fails, soon again, on another way."""
-        pause = self.ttl / 3
-        while True:
-            await self._clock.sleep(pause)
-            try:
-                await self._renew()
-            except SessionLost as error:
-                self.lose(f"{ENDED}: {error}")
-                return
-            except Exception as error:
-                # Of whatever kind: who stops renewing gives the lease away.
-                pause = min(1.0, self.ttl / 20)
-                self._failures += 1
-                # Once per outage and then at every tenth try: trouble is told, not poured out.
-                if self._failures % 10 == 1:
-                    self._context.emit(
-                        StoreTrouble("", self._clock.now(), str(error), self._failures, pause)
-                    )
-                # And once per outage to who waits: that asks for itself from then on.
-                if self._connection.is_cut(self._failures) and not self._told_cut:
-                    self._told_cut = True
-                    self._tell_cut(StoreUnavailable(f"the lease is not renewed: {error}"))
-            else:
-                pause = self.ttl / 3
-                if self._failures:
-                    self._context.emit(StoreRecovered("", self._clock.now(), self._failures))
-                    self._failures = 0
-                    self._told_cut = False
+    def _holders(self) -> Collection[Holder]:
+        return self.entries.values()
 
-    def _tell_cut(self, error: StoreUnavailable) -> None:
-        for holder in list(self.entries.values()):
-            holder.cut_off(error)
+    def _is_cut(self, failures: int) -> bool:
+        return self._connection.is_cut(failures)
 
     async def _renew(self) -> None:
         limit = min(self.ttl / 4, self._context.request_timeout)
@@ -148,10 +99,7 @@ class EtcdSession(Session):
             raise SessionLost("it has expired or was revoked")
         await self._prove(limit)
         self.lease.confirm(sent_at, seconds)
-        self.confirmed.set()
-        self.confirmed = asyncio.Event()
-        now = self._clock.now()
-        self._context.emit(LeaseRenewed("", now, now - sent_at, self.lease.valid_until))
+        self._was_confirmed(sent_at)
 
     async def _open_stream(self, limit: float) -> tuple[Link, Any]:
         if self._stream is not None and not self._stream[0].abandoned:
@@ -230,17 +178,10 @@ class EtcdSession(Session):
                 del self.entries[key]
                 holder.entry_gone(DELETED)
 
-    def lose(self, reason: str) -> None:
-        """The lease is gone, and with it every entry."""
-        self.lease.end(reason)
-        self.confirmed.set()
-        if self._task is not asyncio.current_task():
-            self._task.cancel()
+    def _stop(self) -> None:
         self._drop_stream()
         for name in list(self.sweeps):
             self.end_sweep(name)
-        for holder in list(self.entries.values()):
-            holder.entry_gone(reason)
 
     def end_sweep(self, name: bytes) -> bool:
         """Whoever enters by this name again takes over what a sweep was for."""
@@ -252,8 +193,7 @@ class EtcdSession(Session):
     async def close(self) -> None:
         ended = self.lease.ended is not None
         self.lose("the session was closed")
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await self._stopped()
         if ended:
             return
         # If this fails it lapses by itself: nobody renews it any more.

@@ -81,7 +81,7 @@ class ZooKeeperContender(Contender):
             try:
                 won = await self._campaign_on(session)
             except SessionLost as error:
-                session.lose(str(error))
+                session.lost_by(error)
                 self._forget()
                 continue
             if won is not None:
@@ -118,7 +118,7 @@ class ZooKeeperContender(Contender):
                 if session.lease.is_valid():
                     return claim(self._token, session.lease)
                 self._just_made = False
-                await self._until_confirmed(session, woken)
+                await session.until_confirmed(woken)
                 continue
             self._just_made = False
             path = f"{self._directory}/{before}"
@@ -244,18 +244,6 @@ class ZooKeeperContender(Contender):
             self.entry_gone(DELETED)
         return seen is True
 
-    async def _until_confirmed(
-        self, session: ZooKeeperSession, woken: asyncio.Future[StoreError | None]
-    ) -> None:
-        """We are first, but the lease may have lapsed: only its next proof makes us leader."""
-        confirmed: asyncio.Future[Any] = asyncio.ensure_future(session.confirmed.wait())
-        try:
-            await asyncio.wait({confirmed, woken}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            confirmed.cancel()
-        if woken.done():
-            _raise(woken.result())
-
     # --- what the watches tell ---
 
     async def _guard(self, session: ZooKeeperSession) -> None:
@@ -289,9 +277,9 @@ class ZooKeeperContender(Contender):
                 if name == self._name:
                     await self._guard(session)
             except SessionLost as error:
-                session.lose(str(error))
+                session.lost_by(error)
             except StoreError:
-                await self._election.context.clock.sleep(min(1.0, session.timeout / 10))
+                await self._election.context.clock.sleep(min(1.0, session.ttl / 10))
                 continue
             return
 
@@ -328,7 +316,7 @@ class ZooKeeperContender(Contender):
         except NoNodeError:
             self.entry_gone(DELETED)
         except SessionLost as error:
-            session.lose(str(error))
+            session.lost_by(error)
         if self._told is not None:
             raise NotLeader(f"our entry for {self.key!r} is gone; campaign again")
         self._value = value
@@ -347,7 +335,7 @@ class ZooKeeperContender(Contender):
             try:
                 await self._remove(session)
             except SessionLost as error:
-                session.lose(str(error))
+                session.lost_by(error)
         self._forget()
 
     async def _remove(self, session: ZooKeeperSession) -> None:
@@ -388,7 +376,7 @@ class ZooKeeperContender(Contender):
             try:
                 await self.leave()
             except StoreError:
-                await self._election.context.clock.sleep(min(1.0, session.timeout / 10))
+                await self._election.context.clock.sleep(min(1.0, session.ttl / 10))
             else:
                 return
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..backend import Context
 from ..errors import HandleClosed
+from ..renewal import GrantedTtls
 from ..session import SessionPool
 from ._zookeeper_connection import Settings
 from ._zookeeper_contender import ZooKeeperContender
@@ -37,11 +38,11 @@ class Election:
         self.context = context
         self.names = names
         self.numbers = itertools.count()
-        told: set[tuple[float, float]] = set()
+        ttls = GrantedTtls("ZooKeeper", context)
         self.sessions: SessionPool[ZooKeeperSession] = SessionPool(
             lambda ttl: asyncio.ensure_future(
                 ZooKeeperSession.open(
-                    settings, context, sessions_directory, ttl, told, standalone=standalone
+                    settings, context, sessions_directory, ttl, ttls, standalone=standalone
                 )
             )
         )
