@@ -1,46 +1,23 @@
-"""The same names for asyncio: `from leadership.aio import Candidate, Follower, new_store`.
-
-All input and output happens on the library's own engine, so an event loop
-that is blocked does not lose the lease, and any loop (uvloop, Jupyter's) will
-do. A cancelled call has no effect that stays: what it had begun is withdrawn.
-"""
+"""`leadership.candidate` for asyncio: the same arguments, the same guarantees."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Self
 
-from . import inside
-from .backend import Capability, KVPair
-from .candidate import PATIENCE, CandidateBase
-from .checks import checked_key, checked_timeout, checked_value
-from .clock import Clock
-from .core import Core, open_core
-from .election import Candidacy
-from .errors import LeadershipLost, LeaderUnknown, NotLeader
-from .events import Hook
-from .follower import FollowerBase
-from .following import Leader
-from .lease import Claim
-from .lock import LockBase
-from .membership import AsyncMembers
-from .observation import Cursor
-from .store import Pairs, StoreBase
-from .term import TermBase
-from .work import Kind
-
-P = ParamSpec("P")
-T = TypeVar("T")
-V = TypeVar("V")
-
-
-async def _on_engine(
-    core: Core, act: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
-) -> T:
-    return await asyncio.wrap_future(core.start(act, *args, **kwargs))
+from .. import inside
+from ..candidate import PATIENCE, CandidateBase
+from ..checks import checked_timeout, checked_value
+from ..election import Candidacy
+from ..errors import LeadershipLost, NotLeader
+from ..lease import Claim
+from ..term import TermBase
+from ..work import Kind
+from .calls import on_engine
+from .store import Store
 
 
 class Term(TermBase):
@@ -56,20 +33,20 @@ class Term(TermBase):
         if self.reason is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(limit):
-                    await _on_engine(self._candidate.core, self.candidacy.wait_over, self)
+                    await on_engine(self._candidate.core, self.candidacy.wait_over, self)
         return self.reason is not None
 
     async def resign(self, to: str | None = None) -> bool:
         """As `Candidate.resign`, but only ever this term; False when it was over already."""
         successor = self._candidate._checked_successor(to)
         core, caller = self._candidate.core, inside.caller(self.candidacy)
-        return await _on_engine(core, self.candidacy.resign, caller, self, successor)
+        return await on_engine(core, self.candidacy.resign, caller, self, successor)
 
     async def __aenter__(self) -> Self:
         try:
             inside.enter(self.candidacy, block=True)
             caller = inside.caller(self.candidacy)
-            await _on_engine(self._candidate.core, self.candidacy.engage, self, caller)
+            await on_engine(self._candidate.core, self.candidacy.engage, self, caller)
             return self
         except BaseException:
             # The block is not entered, so nobody would leave it.
@@ -86,7 +63,7 @@ class Term(TermBase):
             inside.leave(self.candidacy)
             caller = inside.caller(self.candidacy)
             if not self._candidate.core.nothing_to_end():
-                await _on_engine(self._candidate.core, self.candidacy.leave_block, self, caller)
+                await on_engine(self._candidate.core, self.candidacy.leave_block, self, caller)
         except BaseException:
             # Cancelled or interrupted: the block is over all the same.
             self.candidacy.give_up(inside.caller(self.candidacy))
@@ -132,10 +109,10 @@ class Campaigner(CandidateBase[Term]):
             candidacy = self._new_candidacy(made, single=True)
             try:
                 async with asyncio.timeout(limit):
-                    await _on_engine(self.core, candidacy.begin)
-                    term = await _on_engine(self.core, candidacy.lead)
+                    await on_engine(self.core, candidacy.begin)
+                    term = await on_engine(self.core, candidacy.lead)
             except TimeoutError:
-                await _on_engine(self.core, candidacy.leave, PATIENCE)
+                await on_engine(self.core, candidacy.leave, PATIENCE)
                 raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
             if term is None:
                 raise NotLeader(f"the {self._what} was stopped while it waited for {self.key!r}")
@@ -163,7 +140,7 @@ class Campaigner(CandidateBase[Term]):
     async def _stop(self, candidacy: Candidacy, caller: inside.Caller) -> None:
         try:
             if not self.core.nothing_to_end():
-                await _on_engine(self.core, candidacy.stop, caller)
+                await on_engine(self.core, candidacy.stop, caller)
         except BaseException:
             # Cancelled or interrupted: it withdraws all the same.
             candidacy.stop_soon(caller)
@@ -173,7 +150,7 @@ class Campaigner(CandidateBase[Term]):
         """Withdraw, also when cancelled meanwhile."""
         try:
             if not self.core.nothing_to_end():
-                await _on_engine(self.core, candidacy.leave)
+                await on_engine(self.core, candidacy.leave)
         except BaseException:
             candidacy.give_up()
             raise
@@ -224,14 +201,14 @@ class Candidate(Campaigner):
             candidacy = self._new_candidacy(made, single=False)
             inside.enter(candidacy)
             caller = inside.caller(candidacy)
-            await _on_engine(self.core, candidacy.begin)
+            await on_engine(self.core, candidacy.begin)
             while True:
-                term = await _on_engine(self.core, candidacy.lead, caller, Kind.FUNCTION)
+                term = await on_engine(self.core, candidacy.lead, caller, Kind.FUNCTION)
                 if term is None:
                     return
                 assert isinstance(term, Term)
                 await self._work(work, term)
-                await _on_engine(self.core, candidacy.work_returned, term)
+                await on_engine(self.core, candidacy.work_returned, term)
         except GeneratorExit:
             # The event loop was closed under us: nothing can be awaited any more.
             for each in made:
@@ -275,7 +252,7 @@ class Candidate(Campaigner):
         candidacy = self._candidacy
         if candidacy is None:
             raise NotLeader(f"{self.id!r} does not lead {self.key!r}: campaign first")
-        await _on_engine(self.core, candidacy.proclaim, data)
+        await on_engine(self.core, candidacy.proclaim, data)
 
     async def resign(self, to: str | None = None) -> bool:
         """Give way but stay a candidate; see `leadership.Candidate.resign`.
@@ -287,7 +264,7 @@ class Candidate(Campaigner):
         if candidacy is None or self.core.nothing_to_end():
             return False
         caller = inside.caller(candidacy)
-        return await _on_engine(self.core, candidacy.resign, caller, None, successor)
+        return await on_engine(self.core, candidacy.resign, caller, None, successor)
 
 
 async def _joined(task: asyncio.Future[Any]) -> None:
@@ -326,18 +303,18 @@ class _Progress:
             raise StopAsyncIteration
         if not self.begun:
             # Again, if an earlier call was cancelled before it came to it.
-            await _on_engine(core, candidacy.begin)
+            await on_engine(core, candidacy.begin)
             self.begun = True
             if self.closed:
                 # By another task, before there was anything that it could withdraw.
-                await _on_engine(core, candidacy.leave)
+                await on_engine(core, candidacy.leave)
                 raise StopAsyncIteration
             return False
         if self.term is not None:
-            await _on_engine(core, candidacy.wait_in_iterator, self.term)
+            await on_engine(core, candidacy.wait_in_iterator, self.term)
             self.term = None
             return False
-        self.term = await _on_engine(core, candidacy.lead, caller)
+        self.term = await on_engine(core, candidacy.lead, caller)
         if self.term is None:
             raise StopAsyncIteration
         return True
@@ -405,243 +382,8 @@ class Elections:
             progress.candidacy.give_up()
 
 
-async def _next_state(core: Core, cursor: Cursor[Any, V]) -> V:
-    seen = await _on_engine(core, cursor.next, cursor.told)
-    if seen is None:
-        raise StopAsyncIteration
-    cursor.told, value = seen
-    return value
-
-
-class Stream(Generic[V]):
-    """`leadership.streams.Stream` for asyncio: an async iterator and context manager."""
-
-    def __init__(self, core: Core, cursor: Cursor[Any, V]) -> None:
-        self._core = core
-        self._cursor = cursor
-
-    def __aiter__(self) -> Stream[V]:
-        return self
-
-    def __anext__(self) -> Coroutine[Any, Any, V]:
-        """The next state; raises `StopAsyncIteration` once closed."""
-        # The coroutine does not hold the stream, see `Elections`.
-        return _next_state(self._core, self._cursor)
-
-    async def close(self) -> None:
-        """End the watch; at any moment, any number of times."""
-        if not self._core.nothing_to_end():
-            await _on_engine(self._core, self._cursor.close)
-
-    async def __aenter__(self) -> Stream[V]:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    def __del__(self) -> None:
-        core = getattr(self, "_core", None)
-        if core is not None:
-            core.post(self._cursor.close_soon)
-
-
-class Follower(FollowerBase):
-    """`leadership.Follower` for asyncio: the same arguments, the same guarantees."""
-
-    def follow_election(self) -> Stream[str | None]:
-        """An async iterator of who leads; see `leadership.Follower.follow_election`."""
-        self.core.check_open()
-        return Stream(self.core, self._following.cursor_of_values())
-
-    def observe(self) -> Stream[Leader]:
-        """As `follow_election`, with all that is known, and what is not."""
-        self.core.check_open()
-        return Stream(self.core, self._following.cursor_of_leaders())
-
-    async def leader(self, max_age: float | None = None) -> str | None:
-        """Who leads, or None; see `leadership.Follower.leader`."""
-        self.core.check_open()
-        return await _on_engine(self.core, self._following.leader, checked_timeout(max_age))
-
-    async def wait_for_leader(self, timeout: float | None = None) -> str:
-        """Wait until somebody leads; `TimeoutError` after `timeout` seconds."""
-        limit = checked_timeout(timeout)
-        self.core.check_open()
-        try:
-            async with asyncio.timeout(limit):
-                value = await _on_engine(self.core, self._following.wait_for_leader)
-        except TimeoutError:
-            raise TimeoutError(f"nobody led {self.key!r} within {timeout} s") from None
-        if value is None:
-            raise LeaderUnknown("the follower was stopped before a leader was seen")
-        return value
-
-    async def stop(self) -> None:
-        """End all observations; their iterators end. Idempotent."""
-        if not self.core.nothing_to_end():
-            await _on_engine(self.core, self._following.stop)
-
-    close = stop
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.stop()
-
-
-class Lock(LockBase[Term], Campaigner):
-    """`leadership.Lock` for asyncio; as an async context manager it is acquired for the block."""
-
-    async def acquire(self, timeout: float | None = None) -> int:
-        """Wait until the lock is ours, and return its fencing token."""
-        term = await self._campaign(timeout)
-        return term.token
-
-    async def release(self) -> bool:
-        """Let go, or end another task's waiting; False when we did not hold it."""
-        held = self.is_held()
-        await self.stop()
-        return held
-
-    async def wait_lost(self, timeout: float | None = None) -> bool:
-        """Return True once it is lost or released; False when `timeout` seconds passed first."""
-        return await self._last_term().wait_lost(timeout)
-
-    async def __aenter__(self) -> Self:
-        self._enter_block(await (await self._campaign(None)).__aenter__())
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._leave_block().__aexit__(kind, error, trace)
-
-
-class Store(StoreBase, AsyncMembers):
-    """`leadership.Store` for asyncio: the same methods, awaited. Made by `new_store`."""
-
-    async def _run(self, act: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
-        self.core.check_open()
-        return await _on_engine(self.core, act, *args)
-
-    async def get(self, key: str) -> KVPair | None:
-        """The pair at `key`, never a stale one; None when there is none."""
-        self.core.need("get", Capability.KV)
-        return await self._run(self.core.backend.get, checked_key(key))
-
-    async def exists(self, key: str) -> bool:
-        """Whether there is a value at `key`."""
-        return await self.get(key) is not None
-
-    async def put(self, key: str, value: bytes | str, ttl: float | None = None) -> KVPair:
-        """Write unconditionally; with `ttl` (seconds) the key vanishes unless written again."""
-        return await self._run(self.core.backend.put, *self._put(key, value, ttl))
-
-    async def delete(self, key: str) -> bool:
-        """Remove the key; False when it was not there."""
-        self.core.need("delete", Capability.KV)
-        return await self._run(self.core.backend.delete, checked_key(key))
-
-    async def list(self, directory: str = "") -> Pairs:
-        """All descendants of `directory`, by path segment, sorted."""
-        self.core.need("list", Capability.KV)
-        return await self._run(self.core.backend.list, checked_key(directory, root=True))
-
-    async def delete_tree(self, directory: str) -> None:
-        """Remove `directory` itself and all its descendants, by path segment."""
-        self.core.need("delete_tree", Capability.KV)
-        await self._run(self.core.backend.delete_tree, checked_key(directory))
-
-    async def atomic_put(
-        self,
-        key: str,
-        value: bytes | str,
-        previous: KVPair | None = None,
-        ttl: float | None = None,
-    ) -> KVPair:
-        """Write if the key is as `previous` says; without it: only create.
-
-        Raises:
-            KeyExists, KeyModified: it is not.
-        """
-        self.core.need("atomic_put", Capability.CAS)
-        path, data, seconds = self._put(key, value, ttl)
-        return await self._run(self.core.backend.atomic_put, path, data, previous, seconds)
-
-    async def atomic_delete(self, key: str, previous: KVPair) -> None:
-        """Remove if the key is as `previous` says; raises `KeyModified` when it is not."""
-        self.core.need("atomic_delete", Capability.CAS)
-        await self._run(self.core.backend.atomic_delete, checked_key(key), previous)
-
-    def watch(self, key: str) -> Stream[KVPair | None]:
-        """The present state of `key`, then each later one; see `leadership.Store.watch`."""
-        return Stream(self.core, self._cursor_of_key(key))
-
-    def watch_tree(self, directory: str = "") -> Stream[Pairs]:
-        """As `watch`, of what `list(directory)` gives."""
-        return Stream(self.core, self._cursor_of_tree(directory))
-
-    def lock(self, key: str, value: bytes | str = "", ttl: float = 15.0) -> Lock:
-        """A lock that lapses when its holder dies; see `leadership.Store.lock`."""
-        return Lock(self, key, value, ttl)
-
-    async def connect(self) -> None:
-        """Ask the store once, to see that it answers."""
-        await self._run(self.core.backend.connect)
-
-    async def close(self) -> None:
-        """Withdraw all candidates and locks, end all watches, sessions and connections."""
-        if not self.core.nothing_to_end():
-            await _on_engine(self.core, self.core.close, self._callers())
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-
-def new_store(
-    address: str,
-    endpoints: str | Iterable[str] | None = None,
-    *,
-    clock: Clock | None = None,
-    hooks: Iterable[Hook] = (),
-    **options: Any,
-) -> Store:
-    """As `leadership.new_store`, for asyncio; does no I/O, so there is nothing to await."""
-    return Store(open_core(address, endpoints, clock=clock, hooks=hooks, **options))
-
-
 def NewCandidate(  # noqa: N802
     store: Store, key: str, id: str, ttl: float = 15.0, **options: Any
 ) -> Candidate:
     """`Candidate`, under the name that people who come from Go look for."""
     return Candidate(store, key, id, ttl, **options)
-
-
-def NewFollower(store: Store, key: str) -> Follower:  # noqa: N802
-    """`Follower`, under the name that people who come from Go look for."""
-    return Follower(store, key)
-
-
-NewStore = new_store
