@@ -153,20 +153,20 @@ class TestWaiting:
             behind = asyncio.ensure_future(win(third))
             await async_wait_until(lambda: third._name, what="the third entry")
             session, token = second._session, second._token
-            prove = session._prove
+            renew = session._renew
 
             async def fail() -> None:
                 raise StoreUnavailable("for the test")
 
             # As by a server that answers reads and commits nothing.
-            session._prove = fail
-            with pytest.raises(StoreUnavailable, match="not confirmed: for the test"):
+            session._renew = fail
+            with pytest.raises(StoreUnavailable, match="not renewed: for the test"):
                 await waiting
             again = asyncio.ensure_future(win(second))
             await async_wait_until(lambda: session._failures > 5, what="more failures")
             assert not again.done(), "the same outage was told twice"
             assert answers == [None, None], "it did not say that the store answers again"
-            session._prove = prove
+            session._renew = renew
             await leader.leave()
             claim, _ = await again
             assert claim.token == second._token == token
@@ -189,11 +189,11 @@ class TestWaiting:
             async def fail() -> None:
                 raise StoreUnavailable("for the test")
 
-            session._prove = fail
+            session._renew = fail
             await async_wait_until(lambda: not session.lease.is_valid(), what="the lapse")
-            session._failures = 0
+            session._failures, session._told_cut = 0, False
             part = contender(backend, key, ttl=2)
-            with pytest.raises(StoreUnavailable, match="not confirmed: for the test"):
+            with pytest.raises(StoreUnavailable, match="not renewed: for the test"):
                 await win(part)
             for each in (part, keeper):
                 await each.leave()
