@@ -14,11 +14,12 @@ from aiohttp import web
 from . import aio
 from .errors import LeadershipError
 from .route_body import ClientGoneError, KeptBody
-from .route_headers import Fields, origin_form, text
+from .route_headers import Fields, addressed
 from .route_target import split_listen
 from .route_upstream import Connections, CutOffError, Forwarding
+from .route_verbatim import texts, write_verbatim
 from .route_websocket import LONGEST_MESSAGE, Link
-from .router import Policy, Request, Router, say
+from .router import NO_TARGET, Policy, Request, Router, say
 from .silent_log import SILENT
 
 _UNSUPPORTED = 501
@@ -79,21 +80,25 @@ class Proxy:
         await self._connections.close()
 
     async def _answer(self, asked: web.BaseRequest) -> web.StreamResponse:
-        path = origin_form(asked.raw_path.encode("latin-1", "replace"))
+        fields = [(bytes(name), bytes(value)) for name, value in asked.raw_headers]
+        version = f"{asked.version.major}.{asked.version.minor}"
+        target = asked.raw_path.encode("utf-8", "surrogateescape")
+        known = addressed(asked.method, target, fields, version)
         reply = _Reply(asked)
-        if path is None or asked.method == "CONNECT":
-            status = 400 if path is None else _UNSUPPORTED
-            await say(reply, asked.method, status, "only paths are forwarded")
+        if known is None or asked.method == "CONNECT":
+            status = _UNSUPPORTED if asked.method == "CONNECT" else 400
+            await say(reply, asked.method, status, NO_TARGET)
             return reply.response
+        path, fields = known
         body = KeptBody(_chunks(asked), self._router.policy.keep)
         request = Request(
             asked.method,
             path,
-            [(bytes(name), bytes(value)) for name, value in asked.raw_headers],
+            fields,
             body,
             "http",
             _address(asked),
-            f"{asked.version.major}.{asked.version.minor}",
+            version,
         )
         try:
             if asked.headers.get("Expect", "").lower() == "100-continue":
@@ -172,8 +177,8 @@ class _Reply:
 
     async def start(self, status: int, fields: Fields) -> None:
         self.response = _Answered(status=status)
-        for name, value in fields:
-            self.response.headers.add(text(name), text(value))
+        self.response.headers.extend(texts(fields))
+        write_verbatim(self._asked.protocol, self.response.headers.values())
         await self.response.prepare(self._asked)
 
     async def send(self, data: bytes) -> None:
@@ -197,8 +202,8 @@ class _Client:
             protocols=(protocol,) if protocol else (),
             compress=False,
         )
-        for name, value in fields:
-            self.socket.headers.add(text(name), text(value))
+        self.socket.headers.extend(texts(fields))
+        write_verbatim(self._asked.protocol, self.socket.headers.values())
         await self.socket.prepare(self._asked)
 
     async def receive(self) -> str | bytes | None:

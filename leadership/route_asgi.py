@@ -8,11 +8,11 @@ from typing import Any
 from urllib.parse import quote
 
 from .route_body import ClientGoneError, KeptBody
-from .route_headers import Fields, origin_form
+from .route_headers import Fields, addressed
 from .route_serving import Serving
 from .route_upstream import Connections, Forwarding
 from .route_websocket import Link
-from .router import Participant, Policy, Request, Router, say
+from .router import NO_TARGET, Participant, Policy, Request, Router, say
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -107,7 +107,7 @@ class ASGIMiddleware:
         reply = _Reply(send)
         request = _request(scope, body)
         if request is None:
-            await say(reply, scope["method"], 400, "the request's target is no path")
+            await say(reply, scope["method"], 400, NO_TARGET)
             return
         try:
             serving = await _unless_gone(inbound, self._route(request, reply))
@@ -151,7 +151,7 @@ class ASGIMiddleware:
         request = _request({**scope, "method": "GET", "scheme": _plain(scope)}, body)
         reply = _Denial(scope, send)
         if request is None:
-            await say(reply, "GET", 400, "the request's target is no path")
+            await say(reply, "GET", 400, NO_TARGET)
             return None
         protocols = scope.get("subprotocols", ())
         link = Link(self._router, self._connections, request, reply, protocols)
@@ -188,18 +188,21 @@ async def _unless_gone(
 def _request(scope: Scope, body: KeptBody) -> Request | None:
     raw = scope.get("raw_path") or quote(scope["path"]).encode()
     query = scope.get("query_string", b"")
-    path = origin_form(raw + b"?" + query if query else raw)
-    if path is None:
+    fields = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+    version = scope.get("http_version", "1.1")
+    known = addressed(scope["method"], raw + b"?" + query if query else raw, fields, version)
+    if known is None:
         return None
+    path, fields = known
     client = scope.get("client")
     return Request(
         scope["method"],
         path,
-        [(bytes(name), bytes(value)) for name, value in scope["headers"]],
+        fields,
         body,
         scope.get("scheme", "http"),
         client[0] if client else None,
-        scope.get("http_version", "1.1"),
+        version,
     )
 
 

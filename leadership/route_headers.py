@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import ipaddress
 import random
+import re
 from collections.abc import Iterable
 
 Fields = list[tuple[bytes, bytes]]
@@ -30,6 +31,8 @@ _HOP_BY_HOP = frozenset(
 _DONE_HERE = frozenset({b"expect"})
 # Without these the message would be another one, whatever Connection says.
 _KEPT = frozenset({b"host", b"content-length"})
+_HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?", re.ASCII)
+_ABSOLUTE = re.compile(rb"https?://(?P<host>[^/?#]*)", re.IGNORECASE)
 _OF_THE_WAY = frozenset(
     {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
 )
@@ -56,20 +59,36 @@ def values(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     return [value for each, value in fields if each.lower() == name]
 
 
-def text(field: bytes) -> str:
-    """For aiohttp, which writes UTF-8."""
-    try:
-        return field.decode()
-    except UnicodeDecodeError:
-        return field.decode("latin-1")
+def addressed(
+    method: str, target: bytes, fields: Fields, version: str
+) -> tuple[str, Fields] | None:
+    """A request's path with its query, and its fields, as they can be passed on.
 
+    A target that names a host, as proxies are sent it, says it in the place of
+    the field Host (RFC 9112, 3.2.2); the request goes to the leader all the same.
 
-def origin_form(target: bytes) -> str | None:
-    """A request's target as it can be passed on, `/path?query`; None where it is none."""
+    Args:
+        version: of HTTP; only before 1.1 there may be no Host.
+
+    Returns:
+        None where the target is no path, or where it is in doubt which host is meant.
+    """
+    if (absolute := _ABSOLUTE.match(target)) is not None:
+        host, target = absolute["host"], target[absolute.end() :]
+        if not host or (method == "OPTIONS" and not target):
+            # That is another way to write `*`, the whole server.
+            return None
+        target = target if target.startswith(b"/") else b"/" + target
+        fields = [(b"Host", host), *((n, v) for n, v in fields if n.lower() != b"host")]
+    hosts = values(fields, b"host")
+    if len(hosts) > 1 or not all(_HOST.fullmatch(host) for host in hosts):
+        return None
+    if not hosts and version == "1.1":
+        return None
     plain = target.partition(b"#")[0]
     if not plain.startswith(b"/") or any(byte <= 32 or byte == 127 for byte in plain):
         return None
-    return "".join(chr(byte) if byte < 128 else f"%{byte:02X}" for byte in plain)
+    return "".join(chr(byte) if byte < 128 else f"%{byte:02X}" for byte in plain), fields
 
 
 class Way:

@@ -37,15 +37,9 @@ class Target:
 
     def url(self, path: str) -> URL:
         """The URL of a request whose target is `path` (with its query), byte for byte."""
-        plain, _, query = path.partition("?")
-        return URL.build(
-            scheme=self.scheme or "http",
-            host=self.host,
-            port=self.port,
-            path=plain,
-            query_string=query,
-            encoded=True,
-        )
+        # The query stays in the path: apart from it an empty one would be lost.
+        scheme = self.scheme or "http"
+        return URL.build(scheme=scheme, host=self.host, port=self.port, path=path, encoded=True)
 
     def location(self, path: str, scheme: str) -> str:
         """The same for a client, which came by `scheme`."""

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import aiohttp
 
 from .following import Leader
-from .route_headers import Fields, end_to_end, text
+from .route_headers import Fields, end_to_end
 from .route_target import Target
+from .route_verbatim import VerbatimRequest, texts
 from .router import IDEMPOTENT, MISDIRECTED, Outcome, Policy, Reply, Request, Router
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class Connections:
                 connector=aiohttp.TCPConnector(
                     limit=0, ssl=tls, use_dns_cache=False, force_close=not kept
                 ),
+                request_class=VerbatimRequest,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,
@@ -132,7 +134,7 @@ class Forwarding:
             request.method,
             target.url(request.path),
             data=None if request.body.empty else request.body.chunks(),
-            headers=[(text(n), text(v)) for n, v in onward(self._router, request)],
+            headers=texts(onward(self._router, request)),
             allow_redirects=False,
         )
         return await self._beginning(response)

@@ -9,7 +9,7 @@ from typing import Protocol
 import aiohttp
 
 from .following import Leader
-from .route_headers import Fields, end_to_end, text
+from .route_headers import Fields, end_to_end
 from .route_target import Target
 from .route_upstream import (
     BROKEN_OFF,
@@ -18,6 +18,7 @@ from .route_upstream import (
     onward,
     unless_superseded,
 )
+from .route_verbatim import texts
 from .router import MISDIRECTED, Outcome, Reply, Request, Router, say
 
 LONGEST_MESSAGE = 16 * 1024 * 1024
@@ -93,7 +94,7 @@ class Link:
         self.socket = await self._connections.session(kept=False).ws_connect(
             target.url(self._request.path),
             protocols=self._protocols,
-            headers=[(text(n), text(v)) for n, v in fields if not _is_handshake(n)],
+            headers=texts([(n, v) for n, v in fields if not _is_handshake(n)]),
             max_msg_size=LONGEST_MESSAGE,
             autoclose=True,
         )

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from .route_asgi import TERM
 from .route_body import ClientGoneError, KeptBody
-from .route_headers import Fields, origin_form
+from .route_headers import Fields, addressed
 from .route_serving import Serving
 from .route_upstream import Connections, CutOffError, Forwarding
 from .router import Participant, Policy, Request, Router
@@ -326,26 +326,30 @@ def _length(environ: Environ) -> int | None:
 
 def _request_of(environ: Environ) -> Callable[[KeptBody], Request] | None:
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or ""
-    if not raw.startswith("/"):
+    if not raw:
         plain = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
         query = environ.get("QUERY_STRING", "")
         raw = quote(plain.encode("latin-1")) + (f"?{query}" if query else "")
-    path = origin_form(raw.encode("latin-1"))
-    if path is None:
-        return None
-    fields = [
+    given = [
         (name.removeprefix("HTTP_").replace("_", "-").title(), value)
         for name, value in environ.items()
         if name.startswith("HTTP_") or (name in ("CONTENT_TYPE", "CONTENT_LENGTH") and value)
     ]
+    fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given]
+    method = environ["REQUEST_METHOD"]
+    version = environ.get("SERVER_PROTOCOL", "HTTP/1.1").rpartition("/")[2]
+    known = addressed(method, raw.encode("latin-1"), fields, version)
+    if known is None:
+        return None
+    path, told = known
     return lambda body: Request(
-        environ["REQUEST_METHOD"],
+        method,
         path,
-        [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields],
+        told,
         body,
         environ.get("wsgi.url_scheme", "http"),
         environ.get("REMOTE_ADDR") or None,
-        environ.get("SERVER_PROTOCOL", "HTTP/1.1").rpartition("/")[2],
+        version,
     )
 
 

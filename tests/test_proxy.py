@@ -99,6 +99,82 @@ async def test_what_concerns_one_connection_is_not_passed_on() -> None:
     assert {"Content-Type", "Server"} & set(answered) == set()
 
 
+@on_a_loop
+async def test_bytes_of_no_encoding_stay_as_they_are_in_fields() -> None:
+    fields = (b"X-Latin: caf\xe9", b"X-Utf: \xc3\xa9\xe2\x82\xac", b"X-Odd: \xff\x80\xed\xa0\x80")
+
+    async def answer(asked: Asked) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n"
+        asked.writer.write(head + b"\r\n".join(fields) + b"\r\n\r\n")
+        # Apart from the head: what is made of that does not touch the body.
+        asked.writer.write(b"\xe9")
+
+    async with SocketLeader(answer) as leader, proxied(leader=leader.address) as behind:
+        for method in (b"GET", b"POST"):
+            body = b"" if method == b"GET" else b"\xc3\xa9\xe9"
+            length = b"Content-Length: %d" % len(body)
+            head = b"\r\n".join((method + b" /caf%C3%A9? HTTP/1.1", b"Host: h", length, *fields))
+            answered = await exchanged(behind.address, head + b"\r\n\r\n" + body)
+            assert answered.startswith(b"HTTP/1.1 200"), answered
+            arrived = leader.asked[-1]
+            assert arrived.line == f"{method.decode()} /caf%C3%A9? HTTP/1.1"
+            for field in fields:
+                name, _, value = field.decode("latin-1").partition(": ")
+                assert arrived.field(name.lower()) == value
+                assert field in answered.split(b"\r\n")
+            assert answered.endswith(b"\r\n\r\n\xe9")
+
+
+async def exchanged(address: str, request: bytes) -> bytes:
+    """All that is answered to these bytes, on a connection which is closed after that."""
+    host, _, port = address.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        async with asyncio.timeout(20):
+            return await reader.read()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize("target", ["/", "/?", "/a?", "/a?b=c?"])
+def test_the_target_arrives_as_it_was_sent(target: str) -> None:
+    @on_a_loop
+    async def scenario() -> None:
+        async with SocketLeader(accept) as leader, proxied(leader=leader.address) as behind:
+            await exchanged(behind.address, f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+            assert leader.asked[0].line == f"GET {target} HTTP/1.1"
+
+    scenario()
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "host"),
+    [
+        ("http://example.org/a?b", "/a?b", "example.org"),
+        ("HTTP://Example.org:8080?", "/?", "Example.org:8080"),
+        ("https://[fd00::1]:80/", "/", "[fd00::1]:80"),
+        ("http://10.0.0.1", "/", "10.0.0.1"),
+    ],
+)
+def test_a_target_that_names_a_host_goes_to_the_leader_for_that_host(
+    target: str, path: str, host: str
+) -> None:
+    @on_a_loop
+    async def scenario() -> None:
+        async with SocketLeader(accept) as leader, proxied(leader=leader.address) as behind:
+            head = f"POST {target} HTTP/1.1\r\nHost: evil\r\nContent-Length: 3\r\n\r\nxyz"
+            answered = await exchanged(behind.address, head.encode())
+            assert answered.startswith(b"HTTP/1.1 200")
+            (asked,) = leader.asked
+            assert asked.line == f"POST {path} HTTP/1.1"
+            assert asked.field("host") == host
+            assert asked.field("x-forwarded-host") == host
+
+    scenario()
+
+
 @pytest.mark.parametrize("trusted", [False, True])
 def test_the_way_is_told_and_what_the_client_says_of_it_believed_only_on_request(
     trusted: bool,
@@ -468,7 +544,12 @@ async def test_by_redirect_the_client_is_sent_to_the_leader_with_method_and_body
 @pytest.mark.parametrize(
     "line",
     [
-        b"GET http://10.0.0.1/ HTTP/1.1",
+        b"GET http://u:p@10.0.0.1/ HTTP/1.1",
+        b"GET http:///a HTTP/1.1",
+        b"GET http://a\\b/ HTTP/1.1",
+        b"GET http://a:b/ HTTP/1.1",
+        b"GET ftp://10.0.0.1/ HTTP/1.1",
+        b"OPTIONS http://10.0.0.1 HTTP/1.1",
         b"GET @10.0.0.1/ HTTP/1.1",
         b"CONNECT 10.0.0.1:80 HTTP/1.1",
         b"OPTIONS * HTTP/1.1",
@@ -508,6 +589,20 @@ def test_a_request_whose_end_is_in_doubt_goes_nowhere(fields: bytes) -> None:
             status = await reader.readline()
             writer.close()
             assert b" 400 " in status
+            assert leader.asked == []
+
+    scenario()
+
+
+@pytest.mark.parametrize(
+    "hosts", [b"", b"Host: a\r\nHost: b\r\n", b"Host: u@a\r\n", b"Host: a/b\r\n"]
+)
+def test_a_request_whose_host_is_in_doubt_goes_nowhere(hosts: bytes) -> None:
+    @on_a_loop
+    async def scenario() -> None:
+        async with SocketLeader(accept) as leader, proxied(leader=leader.address) as behind:
+            answered = await exchanged(behind.address, b"GET / HTTP/1.1\r\n" + hosts + b"\r\n")
+            assert b" 400 " in answered.splitlines()[0]
             assert leader.asked == []
 
     scenario()

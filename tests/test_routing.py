@@ -64,6 +64,7 @@ class Application:
         told = {"port": scope["server"][1], "token": scope[TERM].token, "size": len(body)}
         text = json.dumps({**told, "method": scope["method"]}).encode()
         headers = [(b"content-length", str(len(text)).encode())]
+        headers += [field for field in scope["headers"] if field[0] in (b"x-odd", b"host")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": text})
 
@@ -268,6 +269,22 @@ def test_a_body_with_two_lengths_leaves_nothing_behind_for_the_next_request(
     assert answer.startswith(b"HTTP/1.1 200")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["size"] == 1
     assert ask(second.url(), "POST", b"xyz")[1]["size"] == 3
+
+
+@pytest.mark.parametrize("target", ["/", "http://example.org/a"])
+def test_fields_and_targets_reach_the_leader_as_they_came(
+    stack: contextlib.ExitStack, target: str
+) -> None:
+    first, second = Nodes(stack).pair
+    first.lead()
+    odd = b"x-odd: caf\xe9 \xc3\xa9 \xff"
+    host = b"evil" if target.startswith("http") else b"example.org"
+    fields = b"\r\n".join((b"Host: " + host, b"Connection: close", odd))
+    with socket.create_connection(("127.0.0.1", second.port), 20) as connection:
+        connection.sendall(f"GET {target} HTTP/1.1\r\n".encode() + fields + b"\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert {odd, b"host: example.org"} <= set(answer.split(b"\r\n"))
 
 
 def test_a_websocket_reaches_the_leader(stack: contextlib.ExitStack) -> None:
