@@ -110,7 +110,7 @@ class ASGIMiddleware:
             await say(reply, scope["method"], 400, NO_TARGET)
             return
         try:
-            serving = await _unless_gone(inbound, self._route(request, reply))
+            serving = await _ours(inbound, lambda: self._route(request, reply))
         except ClientGoneError:
             serving = None
         finally:
@@ -118,7 +118,10 @@ class ASGIMiddleware:
                 body.close()
                 inbound.close()
         if serving is not None:
-            await self._serve(serving, scope, _Replayed(inbound, body).receive, send)
+            try:
+                await self._serve(serving, scope, _Replayed(inbound, body).receive, send)
+            finally:
+                inbound.close()
 
     async def _serve(self, serving: Serving, scope: Scope, receive: Receive, send: Send) -> None:
         with serving:
@@ -131,17 +134,18 @@ class ASGIMiddleware:
         return await self._router.route(request, reply, forwarding.attempt)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        serving = self._router.serve()
-        if serving is None:
-            inbound = _Inbound(receive)
-            serving = await self._link(scope, inbound, send)
+        inbound = _Inbound(receive)
+        try:
+            serving = self._router.serve()
             if serving is None:
-                inbound.close()
-                return
-            receive = _Again(inbound).receive
-        # It may stay open for days, and so keeps no term from ending.
-        serving.end()
-        await self._app({**scope, TERM: serving.term}, receive, send)
+                serving = await self._link(scope, inbound, send)
+                receive = _Again(inbound).receive
+            if serving is not None:
+                # It may stay open for days, and so keeps no term from ending.
+                serving.end()
+                await self._app({**scope, TERM: serving.term}, receive, send)
+        finally:
+            inbound.close()
 
     async def _link(self, scope: Scope, inbound: _Inbound, send: Send) -> Serving | None:
         """Relay a WebSocket to the leader, to its end; unless we have to answer it ourselves."""
@@ -157,8 +161,7 @@ class ASGIMiddleware:
         link = Link(self._router, self._connections, request, reply, protocols)
         inbound.read = True
         try:
-            routing = self._router.route(request, reply, link.attempt)
-            serving = await _unless_gone(inbound, routing)
+            serving = await _ours(inbound, lambda: self._router.route(request, reply, link.attempt))
             if link.socket is not None:
                 await link.relay(_Client(inbound, send))
         except ClientGoneError:
@@ -166,6 +169,22 @@ class ASGIMiddleware:
         finally:
             await link.close()
         return serving
+
+
+async def _ours(
+    inbound: _Inbound, route: Callable[[], Coroutine[Any, Any, Serving | None]]
+) -> Serving | None:
+    """What `route` leaves to us, under a term that holds still; it is asked again until then.
+
+    Raises:
+        ClientGoneError: before that.
+    """
+    while True:
+        serving = await _unless_gone(inbound, route())
+        # The loop has run others in between, and the term may be over: then another leads.
+        if serving is None or serving.term.is_valid():
+            return serving
+        serving.end()
 
 
 async def _unless_gone(

@@ -144,11 +144,8 @@ class _Exchange:
             return []
         body = KeptBody(self._chunks(), router.policy.keep)
         request = request_of(body)
-        self._routing = asyncio.run_coroutine_threadsafe(
-            self._route(router, connections, request), self._loop
-        )
         try:
-            step = self._next()
+            step = self._routed(router, connections, request)
             if isinstance(step, _Over):
                 if step.serving is None:
                     raise step.error or ClientGoneError
@@ -157,9 +154,27 @@ class _Exchange:
             assert isinstance(step, _Start)
             start_response(_line(step.status), _native(step.fields))
         except BaseException:
-            self._routing.cancel()
+            self._give_up()
             raise
-        return _Answer(self._answer(), self._routing.cancel)
+        return _Answer(self._answer(), self._give_up)
+
+    def _routed(self, router: Router, connections: Connections, request: Request) -> _Start | _Over:
+        """The answer's beginning, or the end; where we have to answer, under a term that holds."""
+        while True:
+            self._routing = asyncio.run_coroutine_threadsafe(
+                self._route(router, connections, request), self._loop
+            )
+            step = self._next()
+            assert not isinstance(step, _Send)
+            serving = step.serving if isinstance(step, _Over) else None
+            # Its way from the loop took a while, and the term may be over: then another leads.
+            if serving is None or serving.term.is_valid():
+                return step
+            serving.end()
+
+    def _give_up(self) -> None:
+        if self._routing is not None:
+            self._routing.cancel()
 
     def _answer(self) -> Iterator[bytes]:
         while isinstance(step := self._next(), _Send):

@@ -379,6 +379,62 @@ def test_drain_waits_no_longer_than_its_term(stack: contextlib.ExitStack) -> Non
     assert drain(term)
 
 
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_a_term_that_ends_before_the_application_is_called_is_not_its_term(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A request that waited finds us leading, and the loop is held up until we lead no more."""
+
+    @on_a_loop
+    async def scenario() -> None:
+        async with aio.new_store(f"memory://{uuid.uuid4()}") as store:
+            candidate = aio.Candidate(store, KEY, "a", ttl=30)
+            called: list[tuple[int, bool]] = []
+
+            async def application(scope: Any, receive: Any, send: Any) -> None:
+                called.append((scope[TERM].token, scope[TERM].is_valid()))
+
+            middleware = ASGIMiddleware(application, candidate)
+            route = middleware._router.route
+            left = [0]
+
+            async def held_up(*given: Any) -> Any:
+                serving = await route(*given)
+                if not left[0]:
+                    await candidate.resign()
+                left[0] += 1
+                return serving
+
+            monkeypatch.setattr(middleware._router, "route", held_up)
+
+            gone = asyncio.Event()
+            told = [{"type": {"http": "http.request", "websocket": "websocket.connect"}[kind]}]
+
+            async def receive() -> Any:
+                if told:
+                    return told.pop()
+                await gone.wait()
+                return {"type": f"{kind}.disconnect"}
+
+            async def send(message: Any) -> None:
+                raise AssertionError(message)
+
+            given = {"path": "/", "headers": [(b"host", b"a")], "method": "GET"}
+            asking = asyncio.create_task(middleware({**given, "type": kind}, receive, send))
+            await async_wait_until(lambda: middleware._router._waiting)
+            first = await candidate.campaign(10)
+            await async_wait_until(lambda: left[0] and middleware._router._waiting)
+            assert called == []
+            second = await candidate.campaign(10)
+            await asking
+            assert called == [(second.token, True)]
+            assert first.token < second.token
+            await candidate.stop()
+            await middleware.close()
+
+    scenario()
+
+
 @pytest.mark.parametrize("over", [True, False])
 def test_the_end_of_a_term_lets_its_requests_end_whoever_cancels_its_leader(over: bool) -> None:
     @on_a_loop

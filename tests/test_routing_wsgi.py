@@ -177,6 +177,31 @@ def test_a_term_ends_after_its_last_request(
     assert later.result(20)[2]["X-Port"] == str(second.port)
 
 
+def test_a_term_that_ends_before_the_application_is_called_is_not_its_term(
+    pair: tuple[Node, Node], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair
+    router = second.middleware._router
+    route, left = router.route, list[object]()
+
+    async def held_up(*given: Any) -> Any:
+        serving = await route(*given)
+        if not left:
+            await asyncio.to_thread(second.candidate.resign)
+        left.append(serving)
+        return serving
+
+    monkeypatch.setattr(router, "route", held_up)
+    waiting = pool.submit(ask, second.url("/b"), "POST", b"xyz")
+    wait_until(lambda: router._waiting)
+    former = second.candidate.campaign(10)
+    wait_until(lambda: left)
+    first.lead()
+    assert waiting.result(20)[1] == f"POST /b 3 {first.candidate.term.token}"  # type: ignore[union-attr]
+    assert second.asked == 0
+    assert not former.is_valid()
+
+
 def test_by_redirect_the_client_goes_to_the_leader_itself(pool: ThreadPoolExecutor) -> None:
     url = f"memory://{uuid.uuid4()}"
     with contextlib.closing(Node(url)) as first:
