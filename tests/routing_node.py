@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,8 +32,6 @@ from leadership.events import Event, PeerReady
 from leadership.routing import TERM, ASGIMiddleware, Policy, lead_async
 from tests.waiting import async_wait_until
 
-_CLOCK = SystemClock()
-
 LONGEST = 0.2
 """Seconds that the application takes for a request at most: so long that changes come between."""
 
@@ -43,10 +42,12 @@ class Line:
 
     Attributes:
         what: received, or done.
-        at: when, in seconds on the clock that all processes share.
+        at: when, in seconds on the clock that all processes share. A request is received at
+            the look that lets it in: the middleware's last one, or just before a plain
+            server's own. Whoever looks can be stopped between that and its next step.
+        written_at: when it was recorded; no other process recorded anything meanwhile.
         elected_at: since when the term that it was received under held, on the same clock.
         deadline: until when it held at the longest, as far as was known.
-        valid: whether it held when the request was received.
     """
 
     what: str
@@ -54,9 +55,30 @@ class Line:
     method: str
     token: int
     at: float
+    written_at: float
     elected_at: float
     deadline: float
-    valid: bool
+
+
+class LookedAt(SystemClock):
+    """The machine's clock, and when each thread looked at it last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own = threading.local()
+
+    def now(self) -> float:
+        self._own.last = now = super().now()
+        return now
+
+    @property
+    def last(self) -> float:
+        """Seconds on the clock."""
+        last: float = self._own.last
+        return last
+
+
+_CLOCK = LookedAt()
 
 
 class Recorder:
@@ -65,18 +87,16 @@ class Recorder:
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
-    def write(self, what: str, id: str, method: str, term: Term, valid: bool) -> None:
-        line = {
-            "what": what,
-            "id": id,
-            "method": method,
-            "token": term.token,
-            "at": _CLOCK.now(),
-            "elected_at": term.elected_at,
-            "deadline": term.valid_until,
-            "valid": valid,
-        }
-        os.write(self._file, (json.dumps(line) + "\n").encode())
+    def write(self, what: str, id: str, method: str, term: Term, at: float) -> None:
+        # A file of one's own opening is locked against those of others.
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            line = Line(
+                what, id, method, term.token, at, _CLOCK.now(), term.elected_at, term.valid_until
+            )
+            os.write(self._file, (json.dumps(asdict(line)) + "\n").encode())
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 class Application:
@@ -95,16 +115,19 @@ class Application:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             raise NotImplementedError
-        routed = TERM in scope
-        term: Term | None = scope[TERM] if routed else self._candidate.term
-        # By its deadline, where the middleware has looked: one who has resigned since is not
-        # leader any more, and has the key still. A plain server looks for itself.
-        valid = term is not None and (term.remaining() > 0 if routed else term.is_valid())
-        if term is None or not (routed or valid):
+        term: Term | None
+        if TERM in scope:
+            # Nothing but the middleware has looked since, on this thread.
+            term, received_at = scope[TERM], _CLOCK.last
+        else:
+            term, received_at = self._candidate.term, _CLOCK.now()
+            if term is not None and not term.is_valid():
+                term = None
+        if term is None:
             await _answer(send, 421)
             return
         name = scope["query_string"].decode()
-        self._recorder.write("received", name, scope["method"], term, valid)
+        self._recorder.write("received", name, scope["method"], term, received_at)
         self._working += 1
         self._idle.clear()
         try:
@@ -112,7 +135,7 @@ class Application:
                 pass
             # By its name, so that requests which began together do not end together.
             await asyncio.sleep(LONGEST * int(name[:2], 16) / 255)
-            self._recorder.write("done", name, scope["method"], term, valid)
+            self._recorder.write("done", name, scope["method"], term, _CLOCK.now())
             await _answer(send, 200)
         finally:
             self._working -= 1
@@ -136,7 +159,7 @@ async def _serve(url: str, key: str, ttl: str, port: str, record: str, kind: str
         if isinstance(event, PeerReady):
             _say("peer ready")
 
-    store = new_store(url, hooks=[hook])
+    store = new_store(url, hooks=[hook], clock=_CLOCK)
     candidate = Candidate(store, key, f"127.0.0.1:{port}", ttl=float(ttl))
     application: Any = Application(Recorder(record), candidate)
     app = application

@@ -190,20 +190,21 @@ class Round:
         """What holds whatever happened."""
         lines = self.lines()
         received = [line for line in lines if line.what == "received"]
-        assert all(line.valid for line in received), "received under a term that was over"
+        early = [line for line in received if not line.elected_at <= line.at]
+        over = [line for line in received if not line.at < line.deadline]
+        assert (early, over) == ([], []), "received under a term that did not hold"
         tokens = [line.token for line in lines]
         # The key is kept until the work ends, or until the deadline on a machine that is too busy.
         late = [
             line
             for n, line in enumerate(lines)
-            if line.token < max(tokens[: n + 1]) and line.at < line.deadline
+            if line.token < max(tokens[: n + 1]) and line.written_at < line.deadline
         ]
         assert late == [], "work of earlier terms came late"
         # Terms follow each other: what one received came before the next one was.
         begun = {line.token: line.elected_at for line in received}
         for line in received:
             later = [at for token, at in begun.items() if token > line.token]
-            assert line.elected_at <= line.at
             assert not later or line.at < min(later)
         times = Counter(line.id for line in received)
         repeated = {line.id for line in received if times[line.id] > 1}
