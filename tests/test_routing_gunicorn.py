@@ -114,6 +114,9 @@ def test_a_change_fails_no_request_and_repeats_none(
             later = [
                 asyncio.create_task(ask("/", method, node)) for method in methods for node in pair
             ]
+            await asyncio.to_thread(
+                wait_until, lambda: sum(node.own()["waiting"] for node in pair) == len(later)
+            )
             await asyncio.to_thread(first.own, "release")
             old = [await each for each in slow]
             new = [await each for each in later]

@@ -28,7 +28,8 @@ _CHUNK = 65_536
 class _Application:
     """Tells what it was asked; it waits, or tells on, until the test says so."""
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: Candidate, policy: Policy) -> None:
+        self.routed = WSGIMiddleware(self, candidate, policy)
         self._candidate = candidate
         self._release = threading.Event()
         self._asked: list[str] = []
@@ -42,8 +43,13 @@ class _Application:
             threading.Thread(target=self._candidate.resign, daemon=True).start()
         elif act == "release":
             self._release.set()
-        leads = self._candidate.is_leader()
-        told = json.dumps({"leads": leads, "asked": self._asked, "closed": self._closed}).encode()
+        state = {
+            "leads": self._candidate.is_leader(),
+            "waiting": self.routed._router._waiting,
+            "asked": self._asked,
+            "closed": self._closed,
+        }
+        told = json.dumps(state).encode()
         start_response("200 OK", [("Content-Length", str(len(told)))])
         return [told]
 
@@ -79,11 +85,10 @@ def served(
 ) -> Any:
     """The application that gunicorn loads, in its worker."""
     candidate = Candidate(new_store(url), key, address, ttl=5)
-    application = _Application(candidate)
-    routed = WSGIMiddleware(application, candidate, Policy(mode=mode, wait=wait, retry_after=7))
+    application = _Application(candidate, Policy(mode=mode, wait=wait, retry_after=7))
 
     def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        to = application.own if environ["PATH_INFO"].startswith("/own/") else routed
+        to = application.own if environ["PATH_INFO"].startswith("/own/") else application.routed
         return to(environ, start_response)
 
     return answer
