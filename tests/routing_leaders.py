@@ -161,6 +161,19 @@ async def proxied(policy: Policy | None = None, leader: str | None = None) -> As
                 await proxy.close(1)
 
 
+async def exchanged(address: str, request: bytes) -> bytes:
+    """All that is answered to these bytes, on a connection which is closed after that."""
+    host, _, port = address.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        async with asyncio.timeout(20):
+            return await reader.read()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
 async def accept(asked: Asked) -> None:
     """Take the whole request, and say what it was."""
     body = await asked.body()
