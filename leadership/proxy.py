@@ -101,7 +101,8 @@ class Proxy:
             version,
         )
         try:
-            if asked.headers.get("Expect", "").lower() == "100-continue":
+            expects = asked.headers.get("Expect", "").lower() == "100-continue"
+            if expects and asked.version >= aiohttp.HttpVersion11:
                 # It is held back until somebody asks for it, and only we can.
                 await asked.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             if _opens_websocket(asked):

@@ -33,8 +33,8 @@ _DONE_HERE = frozenset({b"expect"})
 _KEPT = frozenset({b"host", b"content-length"})
 _HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?", re.ASCII)
 _ABSOLUTE = re.compile(rb"https?://(?P<host>[^/?#]*)", re.IGNORECASE)
-_OF_THE_WAY = frozenset(
-    {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
+_OURS = frozenset(
+    {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}
 )
 
 
@@ -91,6 +91,13 @@ def addressed(
     return "".join(chr(byte) if byte < 128 else f"%{byte:02X}" for byte in plain), fields
 
 
+def _is_of_the_way(name: bytes, trusted: bool) -> bool:
+    """Whether a field is ours to tell, or one that a client may not tell."""
+    # Some servers take _ for -, so what a client spells that way goes too.
+    spelt = name.lower().replace(b"_", b"-")
+    return spelt in _OURS or (not trusted and spelt.startswith(b"x-forwarded-"))
+
+
 class Way:
     """How the routers of one election know each other, in the field Via.
 
@@ -121,19 +128,17 @@ class Way:
             trusted: whether to believe, and add to, what the request says of the way before us.
         """
         kept = [(n, v) for n, v in end_to_end(fields) if n.lower() not in _DONE_HERE]
-        before = {name: values(kept, name) for name in _OF_THE_WAY} if trusted else {}
         host = b", ".join(values(kept, b"host"))
-        # Some servers take _ for -, so what a client spells that way goes too.
-        ours = _OF_THE_WAY | {b"via"}
-        told = [(n, v) for n, v in kept if n.lower().replace(b"_", b"-") not in ours]
+        before = {name: values(kept, name) if trusted else [] for name in _OURS}
+        told = [(n, v) for n, v in kept if not _is_of_the_way(n, trusted)]
         via = [*values(kept, b"via"), version.encode() + b" " + self._name]
         told.append((b"Via", b", ".join(via)))
-        forwarded = [*before.get(b"forwarded", []), _forwarded(scheme, client, host)]
+        forwarded = [*before[b"forwarded"], _forwarded(scheme, client, host)]
         told.append((b"Forwarded", b", ".join(forwarded)))
-        clients = [*before.get(b"x-forwarded-for", []), (client or "unknown").encode()]
+        clients = [*before[b"x-forwarded-for"], (client or "unknown").encode()]
         told.append((b"X-Forwarded-For", b", ".join(clients)))
         for name, own in ((b"X-Forwarded-Proto", scheme.encode()), (b"X-Forwarded-Host", host)):
-            believed = before.get(name.lower())
+            believed = before[name.lower()]
             told.append((name, believed[0] if believed else own))
         return told
 

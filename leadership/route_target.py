@@ -13,6 +13,7 @@ from .errors import ConfigurationError
 
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\.?", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*", re.IGNORECASE)
+_EVERYBODY = ipaddress.IPv4Address("255.255.255.255")
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -101,8 +102,12 @@ def _checked_host(value: str, host: str) -> str:
         if _NUMBER.fullmatch(last):
             raise _unroutable(value, "its host is an odd number") from None
         return host.lower()
-    if "%" in host or address.is_unspecified or address.is_multicast or address.is_link_local:
+    # An IPv4 address in IPv6's clothes is the same place.
+    plain = getattr(address, "ipv4_mapped", None) or address
+    if "%" in host or plain.is_unspecified or plain.is_multicast or plain.is_link_local:
         raise _unroutable(value, "no other machine can reach it there") from None
+    if plain == _EVERYBODY:
+        raise _unroutable(value, "it is everybody's address") from None
     return str(address)
 
 

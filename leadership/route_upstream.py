@@ -26,6 +26,9 @@ NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 BROKEN_OFF = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
 """What is raised later; ValueError where the two ends do not understand each other."""
 
+_LONGEST_FIELD = 65_536
+"""Bytes of one header field of an answer."""
+
 _OURS_TO_LEAVE_OUT = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
@@ -64,6 +67,7 @@ class Connections:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,
+                max_field_size=_LONGEST_FIELD,
                 skip_auto_headers=_OURS_TO_LEAVE_OUT,
                 timeout=aiohttp.ClientTimeout(
                     total=None, sock_connect=self._policy.connect_timeout
@@ -119,7 +123,13 @@ class Forwarding:
             if answer.response.status < 200:
                 return Outcome.BROKEN
             # From here on the client has a part of it: what fails is not tried again.
-            await self._pass_on(answer)
+            passing = self._pass_on(answer)
+            try:
+                await (
+                    passing if answer.whole else unless_superseded(self._router, leader, passing)
+                )
+            except TimeoutError as error:
+                raise CutOffError from error
             return Outcome.ANSWERED
         finally:
             if self._response is not None:

@@ -269,3 +269,134 @@ def test_a_request_whose_host_is_in_doubt_goes_nowhere(hosts: bytes) -> None:
             assert leader.asked == []
 
     scenario()
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+def test_an_answer_that_has_no_body_leaves_the_connection_usable(status: str) -> None:
+    @on_a_loop
+    async def scenario() -> None:
+        async def answer(asked: Asked) -> None:
+            await asked.body()
+            length = "" if status.startswith("204") else "Content-Length: 9\r\n"
+            asked.writer.write(f'HTTP/1.1 {status}\r\nETag: "a"\r\n{length}\r\n'.encode())
+
+        async with SocketLeader(answer) as leader, proxied(leader=leader.address) as behind:
+            async with aiohttp.ClientSession() as session:
+                for method in ("GET", "POST", "GET"):
+                    async with session.request(method, behind.url()) as response:
+                        told = (response.status, response.headers["ETag"], await response.read())
+                        assert told == (int(status[:3]), '"a"', b"")
+
+    scenario()
+
+
+@on_a_loop
+async def test_answers_before_the_answer_are_not_taken_for_it() -> None:
+    async def answer(asked: Asked) -> None:
+        asked.writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+        asked.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await accept(asked)
+
+    async with SocketLeader(answer) as leader, proxied(leader=leader.address) as behind:
+        assert await asking("POST", behind.url(), data=b"xyz") == (200, b"POST / HTTP/1.1 3")
+
+
+@on_a_loop
+async def test_trailers_are_dropped_both_ways_and_end_the_message() -> None:
+    async def answer(asked: Asked) -> None:
+        body = await asked.body()
+        asked.writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n")
+        asked.writer.write(b"%x\r\n%s\r\n0\r\nX-T: 1\r\n\r\n" % (len(body), body))
+
+    async with SocketLeader(answer) as leader, proxied(leader=leader.address) as behind:
+        for _ in range(2):
+            head = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+            answered = await exchanged(behind.address, head + b"3\r\nxyz\r\n0\r\nX-T: 2\r\n\r\n")
+            assert b"xyz" in answered
+            assert b"X-T" not in answered
+        assert all("x-t" not in dict(asked.fields) for asked in leader.asked)
+
+
+@on_a_loop
+async def test_a_body_that_breaks_its_own_framing_is_no_request_to_the_leader() -> None:
+    taken: list[bytes] = []
+
+    async def take(asked: Asked) -> None:
+        taken.append(await asked.body())
+
+    async with SocketLeader(take) as leader, proxied(leader=leader.address) as behind:
+        head = b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+        answered = await exchanged(behind.address, head + b"3\r\nxyz\r\n-1\r\nabc\r\n")
+        assert b"200" not in answered
+        assert taken == []
+
+
+@on_a_loop
+async def test_an_upgrade_that_is_not_to_a_websocket_is_an_ordinary_request() -> None:
+    async with SocketLeader(accept) as leader, proxied(leader=leader.address) as behind:
+        for upgrade in (b"h2c", b"websocket"):
+            fields = b"Connection: Upgrade\r\nUpgrade: " + upgrade + b"\r\nContent-Length: 3\r\n"
+            one = b"POST /a HTTP/1.1\r\nHost: h\r\n" + fields + b"\r\nxyz"
+            two = b"GET /b HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+            host, _, port = behind.address.partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(one + two)
+            answered = await reader.read()
+            writer.close()
+            assert answered.count(b"HTTP/1.1 200") == 2
+            assert [asked.line for asked in leader.asked[-2:]] == [
+                "POST /a HTTP/1.1",
+                "GET /b HTTP/1.1",
+            ]
+
+
+@on_a_loop
+async def test_a_client_of_http_1_0_is_not_told_to_go_on() -> None:
+    async with SocketLeader(accept) as leader, proxied(leader=leader.address) as behind:
+        head = b"POST / HTTP/1.0\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\nxyz"
+        answered = await exchanged(behind.address, head)
+        assert answered.split(b" ")[1] == b"200"
+
+
+@on_a_loop
+async def test_an_answer_with_large_fields_is_passed_on() -> None:
+    large = "x" * 60_000
+
+    async def answer(asked: Asked) -> None:
+        await asked.answer(b"", f"X-Large: {large}")
+
+    async with SocketLeader(answer) as leader, proxied(leader=leader.address) as behind:
+        answered = await exchanged(behind.address, b"POST / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert large.encode() in answered
+
+
+@on_a_loop
+async def test_what_a_client_says_of_the_way_before_us_is_not_believed_by_any_name() -> None:
+    async with SocketLeader(accept) as leader, proxied(leader=leader.address) as behind:
+        given = {"X-Forwarded-Port": "443", "X_Forwarded_Prefix": "/evil", "X-Own": "1"}
+        await asking("GET", behind.url(), headers=given)
+    arrived = dict(leader.asked[0].fields)
+    assert arrived["x-own"] == "1"
+    assert {"x-forwarded-port", "x_forwarded_prefix"} & set(arrived) == set()
+
+
+@on_a_loop
+async def test_an_answer_that_stands_still_ends_when_another_has_been_leading_for_long() -> None:
+    async def stop_in_the_middle(asked: Asked) -> None:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n"
+        asked.writer.write(head)
+        await asyncio.Event().wait()
+
+    async with (
+        SocketLeader(stop_in_the_middle) as former,
+        SocketLeader(accept) as leader,
+        proxied(Policy(finish=0.2), former.address) as behind,
+        aiohttp.ClientSession() as session,
+        session.get(behind.url()) as response,
+    ):
+        assert await response.content.readany() == b"one"
+        await behind.lead(leader.address)
+        with pytest.raises(aiohttp.ClientError):
+            async with asyncio.timeout(20):
+                await response.read()
+        assert leader.asked == []
