@@ -243,7 +243,9 @@ class _Exchange:
             forwarding = Forwarding(router, connections, request, self)
             serving = await router.route(request, self, forwarding.attempt)
         except BaseException as raised:
-            error = raised
+            # No server expects a cancellation in a thread of its own.
+            closed = CutOffError("the middleware was closed")
+            error = raised if isinstance(raised, Exception) else closed
             if not isinstance(raised, (ClientGoneError, CutOffError)):
                 raise
         finally:

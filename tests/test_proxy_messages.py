@@ -340,8 +340,11 @@ async def test_an_upgrade_that_is_not_to_a_websocket_is_an_ordinary_request() ->
             two = b"GET /b HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
             host, _, port = behind.address.partition(":")
             reader, writer = await asyncio.open_connection(host, int(port))
-            writer.write(one + two)
-            answered = await reader.read()
+            # One after the other: aiohttp loses what is sent behind an upgrade unknown to it.
+            writer.write(one)
+            answered = await reader.readuntil(b"POST /a HTTP/1.1 3")
+            writer.write(two)
+            answered += await reader.read()
             writer.close()
             assert answered.count(b"HTTP/1.1 200") == 2
             assert [asked.line for asked in leader.asked[-2:]] == [

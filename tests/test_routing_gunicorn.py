@@ -52,11 +52,12 @@ def test_whoever_is_asked_the_leader_gets_all_of_it_as_it_came(
         for target, path in (("/a%2Fb?", "/a%2Fb?"), ("http://example.org/a?b", "/a?b")):
             host = "evil" if target.startswith("http") else "example.org"
             lines = (f"PUT {target} HTTP/1.1", f"Host: {host}", "Content-Length: 3")
-            head = "\r\n".join(lines).encode() + b"\r\nConnection: close\r\nX-Odd: " + odd
-            answer = await exchanged(pair[1], head + b"\r\n\r\nxyz")
+            asked = "\r\n".join(lines).encode() + b"\r\nConnection: close\r\nX-Odd: " + odd
+            answer = await exchanged(pair[1], asked + b"\r\n\r\nxyz")
             assert answer.startswith(b"HTTP/1.1 200")
             assert f"PUT {path} 3 ".encode() in answer
-            assert {b"X-Odd: " + odd, b"X-Host: example.org"} <= set(answer.split(b"\r\n"))
+            head, _, _ = answer.partition(b"\r\n\r\n")
+            assert {b"X-Odd: " + odd, b"X-Host: example.org"} <= set(head.split(b"\r\n"))
 
         async def chunks() -> AsyncIterator[bytes]:
             for _ in range(50):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
 import aiohttp
@@ -217,6 +218,18 @@ def test_without_a_leader_it_answers_503() -> None:
     with contextlib.closing(Node(f"memory://{uuid.uuid4()}", Policy(wait=0.2))) as node:
         status, _, headers = ask(node.url(), "POST", b"x")
         assert (status, headers["Retry-After"]) == (503, "1")
+
+
+def test_closed_it_fails_what_still_waits_by_an_error_that_servers_know(
+    pool: ThreadPoolExecutor,
+) -> None:
+    with contextlib.closing(Node(f"memory://{uuid.uuid4()}")) as node:
+        environ: dict[str, Any] = {"HTTP_HOST": "a"}
+        setup_testing_defaults(environ)
+        asking = pool.submit(node.middleware, environ, lambda *given: None)
+        wait_until(lambda: node.middleware._router._waiting)
+        node.middleware.close()
+        assert isinstance(asking.exception(20), Exception)
 
 
 def test_closed_it_leaves_no_thread_and_begins_anew() -> None:
