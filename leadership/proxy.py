@@ -18,7 +18,7 @@ from .route_headers import Fields, addressed
 from .route_target import split_listen
 from .route_upstream import Connections, CutOffError, Forwarding
 from .route_verbatim import texts, write_verbatim
-from .route_websocket import LONGEST_MESSAGE, Link
+from .route_websocket import LONGEST_MESSAGE, Link, sendable
 from .router import NO_TARGET, Policy, Request, Router, say
 from .silent_log import SILENT
 
@@ -195,13 +195,15 @@ class _Client:
     def __init__(self, asked: web.BaseRequest) -> None:
         self._asked = asked
         self.socket = web.WebSocketResponse(max_msg_size=LONGEST_MESSAGE)
-        self.closed_with = 1005
+        self.closed_with = (1006, "")
 
     async def accept(self, protocol: str | None, fields: Fields) -> None:
         self.socket = web.WebSocketResponse(
             max_msg_size=LONGEST_MESSAGE,
             protocols=(protocol,) if protocol else (),
             compress=False,
+            # Its end may cancel us: what it said must be known before it is answered.
+            autoclose=False,
         )
         self.socket.headers.extend(texts(fields))
         write_verbatim(self._asked.protocol, self.socket.headers.values())
@@ -212,7 +214,11 @@ class _Client:
         if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
             said: str | bytes = message.data
             return said
-        self.closed_with = self.socket.close_code or 1005
+        if message.type is aiohttp.WSMsgType.CLOSE:
+            self.closed_with = (message.data, message.extra or "")
+            await self.close(sendable(message.data), "")
+        elif message.type is aiohttp.WSMsgType.ERROR:
+            self.closed_with = (self.socket.close_code or 1006, "")
         return None
 
     async def send(self, message: str | bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 from urllib.parse import quote
@@ -369,7 +370,7 @@ class _Client:
     def __init__(self, inbound: _Inbound, send: Send) -> None:
         self._inbound = inbound
         self._send = send
-        self.closed_with = 1005
+        self.closed_with = (1006, "")
 
     async def accept(self, protocol: str | None, fields: Fields) -> None:
         headers = [(n.lower(), v) for n, v in fields if n.lower() not in _NOT_OURS]
@@ -379,7 +380,7 @@ class _Client:
     async def receive(self) -> str | bytes | None:
         message = await self._inbound.next()
         if message["type"] == "websocket.disconnect":
-            self.closed_with = message.get("code") or 1005
+            self.closed_with = (message.get("code") or 1005, message.get("reason") or "")
             return None
         words: str | None = message.get("text")
         data: bytes = message.get("bytes") or b""
@@ -390,4 +391,6 @@ class _Client:
         await self._send({"type": "websocket.send", kind: message})
 
     async def close(self, code: int, reason: str) -> None:
-        await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        # By OSError a server says that the client has gone, some by RuntimeError.
+        with contextlib.suppress(OSError, RuntimeError):
+            await self._send({"type": "websocket.close", "code": code, "reason": reason})

@@ -27,6 +27,7 @@ LONGEST_MESSAGE = 16 * 1024 * 1024
 COME_BACK = 1012
 """The close code that says: the service restarts, connect again."""
 
+_MESSAGES = (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY)
 _HANDSHAKE = b"sec-websocket-"
 
 
@@ -44,8 +45,8 @@ class Client(Protocol):
     async def close(self, code: int, reason: str) -> None: ...
 
     @property
-    def closed_with(self) -> int:
-        """The client's close code."""
+    def closed_with(self) -> tuple[int, str]:
+        """The client's close code and reason; 1006 where it broke off."""
         ...
 
 
@@ -70,6 +71,7 @@ class Link:
         self._reply = reply
         self._protocols = tuple(protocols)
         self._leader: Leader | None = None
+        self._client: Client | None = None
         self.socket: aiohttp.ClientWebSocketResponse | None = None
 
     async def attempt(self, target: Target, leader: Leader) -> Outcome:
@@ -103,6 +105,7 @@ class Link:
         """Pass messages on both ways until either side closes, or another leads."""
         assert self.socket is not None
         assert self._leader is not None
+        self._client = client
         answered = self.socket._response.raw_headers
         fields = [(n, v) for n, v in end_to_end(answered) if not _is_handshake(n)]
         await client.accept(self.socket.protocol, fields)
@@ -118,7 +121,7 @@ class Link:
             await asyncio.gather(*ways, return_exceptions=True)
         inward, outward, _ = ways
         if _returned(inward):
-            await self.socket.close(code=_sendable(client.closed_with))
+            await self.close()
         elif not _returned(outward):
             await client.close(COME_BACK, "the leader has changed")
 
@@ -132,15 +135,19 @@ class Link:
 
     async def _outward(self, client: Client) -> None:
         assert self.socket is not None
-        async for message in self.socket:
-            if message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
-                await client.send(message.data)
-        code = self.socket.close_code
+        while (message := await self.socket.receive()).type in _MESSAGES:
+            await client.send(message.data)
+        # An end without a word is told like one of 1000, which it is not.
+        code, reason = 1006, ""
+        if message.type is aiohttp.WSMsgType.CLOSE:
+            code, reason = message.data, message.extra or ""
+        elif message.type is aiohttp.WSMsgType.ERROR:
+            code = self.socket.close_code or code
         # 1006 is what a connection that broke is called, and never sent.
-        if code is None or code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE:
+        if code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE:
             await client.close(COME_BACK, "the leader has gone")
         else:
-            await client.close(_sendable(code), "")
+            await client.close(sendable(code), reason)
 
     async def _later(self) -> None:
         assert self._leader is not None
@@ -148,9 +155,13 @@ class Link:
         await self._router.clock.sleep(self._router.policy.finish)
 
     async def close(self) -> None:
-        """Close the leader's side, if it is open."""
-        if self.socket is not None:
-            await self.socket.close()
+        """Close the leader's side, if it is open, as the client has closed its own."""
+        if self.socket is None:
+            return
+        code, reason = (1006, "") if self._client is None else self._client.closed_with
+        if code == aiohttp.WSCloseCode.ABNORMAL_CLOSURE:
+            code = aiohttp.WSCloseCode.GOING_AWAY
+        await self.socket.close(code=sendable(code), message=reason.encode())
 
 
 def _is_handshake(name: bytes) -> bool:
@@ -161,6 +172,6 @@ def _returned(way: asyncio.Future[None]) -> bool:
     return way.done() and not way.cancelled() and way.exception() is None
 
 
-def _sendable(code: int) -> int:
+def sendable(code: int) -> int:
     """A close code as it may be sent: some only say that none came."""
     return 1000 if code in (1004, 1005, 1006, 1015) or not 1000 <= code < 5000 else code

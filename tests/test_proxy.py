@@ -26,6 +26,7 @@ from .waiting import async_wait_until
 
 pytestmark = pytest.mark.backend("memory")
 
+GONE = "the leader has gone"
 IMPATIENT = Policy(wait=0.3, retry_after=7)
 
 
@@ -352,17 +353,24 @@ async def test_by_redirect_the_client_is_sent_to_the_leader_with_method_and_body
 
 @on_a_loop
 async def test_a_websocket_is_relayed_and_told_to_come_back_when_its_leader_dies() -> None:
+    heard: list[tuple[int, str]] = []
+
     async def opened(asked: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(protocols=("p",))
         await socket.prepare(asked)
-        async for message in socket:
+        while (message := await socket.receive()).type is aiohttp.WSMsgType.TEXT:
+            assert asked.transport is not None
             if message.data == "die":
-                assert asked.transport is not None
                 asked.transport.abort()
+            elif message.data == "end":
+                # As the kernel does for a process that was killed.
+                asked.transport.close()
             elif message.data == "leave":
-                await socket.close(code=4001)
+                await socket.close(code=4001, message=b"asked to")
             else:
                 await socket.send_str(f"{message.data} at {asked.path_qs}")
+        if message.type is aiohttp.WSMsgType.CLOSE:
+            heard.append((message.data, message.extra))
         return socket
 
     async def refused(asked: web.Request) -> web.Response:
@@ -376,7 +384,8 @@ async def test_a_websocket_is_relayed_and_told_to_come_back_when_its_leader_dies
     await web.TCPSite(runner, *address.split(":")).start()  # type: ignore[arg-type]
     try:
         async with proxied(leader=address) as behind, aiohttp.ClientSession() as session:
-            for word, code in (("leave", 4001), ("die", 1012)):
+            ends = (("leave", 4001, "asked to"), ("die", 1012, GONE), ("end", 1012, GONE))
+            for word, code, reason in ends:
                 async with session.ws_connect(behind.url("/s?a=1"), protocols=["p"]) as client:
                     assert client.protocol == "p"
                     await client.send_str("words")
@@ -384,6 +393,17 @@ async def test_a_websocket_is_relayed_and_told_to_come_back_when_its_leader_dies
                     await client.send_str(word)
                     closing = await client.receive()
                     assert (closing.type, closing.data) == (aiohttp.WSMsgType.CLOSE, code)
+                    assert closing.extra == reason
+            for leave in (True, False):
+                client = await session.ws_connect(behind.url("/s"))
+                await client.send_str("words")
+                await client.receive()
+                if leave:
+                    await client.close(code=4002, message=b"enough")
+                else:
+                    client._response.close()
+                await async_wait_until(lambda expected=2 - leave: len(heard) == expected)
+            assert heard == [(4002, "enough"), (1001, "")]
             with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
                 await session.ws_connect(behind.url("/no"))
             assert refusal.value.status == 404

@@ -303,6 +303,7 @@ def test_a_websocket_reaches_the_leader(stack: contextlib.ExitStack) -> None:
                     await socket.send_str("leave")
                     closing = await socket.receive()
                     assert (closing.type, closing.data) == (aiohttp.WSMsgType.CLOSE, 4001)
+                    assert closing.extra == "asked to"
                 async with session.ws_connect(node.url("/s")) as socket:
                     await socket.send_str("words")
                     await socket.receive()
