@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp import web
 
 from . import aio
+from .clock import Timer
 from .errors import LeadershipError
 from .route_body import ClientGoneError, KeptBody
 from .route_headers import Fields, addressed
@@ -21,6 +22,9 @@ from .route_verbatim import texts, write_verbatim
 from .route_websocket import LONGEST_MESSAGE, Link, sendable
 from .router import NO_TARGET, Policy, Request, Router, say
 from .silent_log import SILENT
+
+FIRST_REQUEST_WITHIN = 60.0
+"""Seconds for the head of a connection's first request; whoever takes longer is cut off."""
 
 _UNSUPPORTED = 501
 
@@ -49,6 +53,7 @@ class Proxy:
             logger=SILENT,
         )
         self._listening: asyncio.Server | None = None
+        self._silent: dict[asyncio.BaseProtocol, Timer] = {}
 
     async def start(self) -> None:
         """Begin to listen, and to follow.
@@ -58,7 +63,7 @@ class Proxy:
         """
         loop = asyncio.get_running_loop()
         try:
-            self._listening = await loop.create_server(self._server, self._host, self._port)
+            self._listening = await loop.create_server(self._accepted, self._host, self._port)
         except OSError as error:
             raise LeadershipError(
                 f"cannot listen at {self._listen}: {error.strerror or error}; "
@@ -74,12 +79,30 @@ class Proxy:
         """
         if self._listening is not None:
             self._listening.close()
+        for timer in self._silent.values():
+            timer.cancel()
+        self._silent.clear()
         self._server.pre_shutdown()
         await self._server.shutdown(grace)
         self._router.view.close()
         await self._connections.close()
 
+    def _accepted(self) -> asyncio.Protocol:
+        """A new connection: the server itself bounds only the waits after its first request."""
+        handler = self._server()
+        clock = self._router.clock
+
+        def end() -> None:
+            del self._silent[handler]
+            if handler.transport is not None:
+                handler.transport.abort()
+
+        self._silent[handler] = clock.call_at(clock.now() + FIRST_REQUEST_WITHIN, end)
+        return handler
+
     async def _answer(self, asked: web.BaseRequest) -> web.StreamResponse:
+        if (timer := self._silent.pop(asked.protocol, None)) is not None:
+            timer.cancel()
         fields = [(bytes(name), bytes(value)) for name, value in asked.raw_headers]
         version = f"{asked.version.major}.{asked.version.minor}"
         target = asked.raw_path.encode("utf-8", "surrogateescape")

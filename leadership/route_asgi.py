@@ -112,7 +112,8 @@ class ASGIMiddleware:
             return
         try:
             serving = await _ours(inbound, lambda: self._route(request, reply))
-        except ClientGoneError:
+        except (ClientGoneError, OSError):
+            # By OSError a server may say that the client has gone.
             serving = None
         finally:
             if serving is None:

@@ -9,11 +9,13 @@ from typing import Any
 import aiohttp
 import pytest
 
+from leadership import proxy
 from leadership.route_headers import Way, values
 from leadership.router import Policy
 
 from .loops import on_a_loop
 from .routing_leaders import Asked, SocketLeader, accept, exchanged, proxied
+from .waiting import async_wait_until
 
 pytestmark = pytest.mark.backend("memory")
 
@@ -381,6 +383,28 @@ async def test_what_a_client_says_of_the_way_before_us_is_not_believed_by_any_na
     arrived = dict(leader.asked[0].fields)
     assert arrived["x-own"] == "1"
     assert {"x-forwarded-port", "x_forwarded_prefix"} & set(arrived) == set()
+
+
+def test_who_never_ends_the_head_of_a_request_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "FIRST_REQUEST_WITHIN", 0.5)
+
+    @on_a_loop
+    async def scenario() -> None:
+        released = asyncio.Event()
+
+        async def answer_late(asked: Asked) -> None:
+            await released.wait()
+            await accept(asked)
+
+        async with SocketLeader(answer_late) as leader, proxied(leader=leader.address) as behind:
+            waiting = asyncio.create_task(asking("GET", behind.url()))
+            await async_wait_until(lambda: leader.asked)
+            assert await exchanged(behind.address, b"GET / HTTP/1.1\r\nHost: h\r\nX-A: ") == b""
+            # A request that has arrived takes as long as it takes.
+            released.set()
+            assert (await waiting)[0] == 200
+
+    scenario()
 
 
 @on_a_loop
