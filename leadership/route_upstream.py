@@ -26,6 +26,9 @@ NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 BROKEN_OFF = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
 """What is raised later; ValueError where the two ends do not understand each other."""
 
+_WITHOUT_BODY = (204, 304)
+"""Answers whose length, if they tell one, is that of another answer (RFC 9110, 8.6)."""
+
 _LONGEST_FIELD = 65_536
 """Bytes of one header field of an answer."""
 
@@ -167,7 +170,10 @@ class Forwarding:
 
     async def _pass_on(self, answer: _Answer) -> None:
         response, reply = answer.response, self._reply
-        await reply.start(response.status, end_to_end(response.raw_headers))
+        fields = end_to_end(response.raw_headers)
+        if response.status in _WITHOUT_BODY:
+            fields = [(name, value) for name, value in fields if name.lower() != b"content-length"]
+        await reply.start(response.status, fields)
         if answer.beginning:
             await reply.send(answer.beginning)
         if not answer.whole:
