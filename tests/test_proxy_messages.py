@@ -10,11 +10,13 @@ import aiohttp
 import pytest
 
 from leadership import proxy
+from leadership.aio import Follower
 from leadership.route_headers import Way, values
 from leadership.router import Policy
+from leadership.routing import ASGIMiddleware
 
 from .loops import on_a_loop
-from .routing_leaders import Asked, SocketLeader, accept, exchanged, proxied
+from .routing_leaders import KEY, Asked, SocketLeader, accept, exchanged, proxied
 from .waiting import async_wait_until
 
 pytestmark = pytest.mark.backend("memory")
@@ -288,10 +290,37 @@ def test_an_answer_that_has_no_body_leaves_the_connection_usable(status: str) ->
                     async with session.request(method, behind.url()) as response:
                         told = (response.status, response.headers["ETag"], await response.read())
                         assert told == (int(status[:3]), '"a"', b"")
-                        # Some servers would wait for the body that it speaks of.
-                        assert "Content-Length" not in response.headers
 
     scenario()
+
+
+@on_a_loop
+async def test_an_answer_that_has_no_body_tells_no_length() -> None:
+    """Some servers of ASGI would wait for the body that it speaks of."""
+    sent: list[Any] = []
+
+    async def answer(asked: Asked) -> None:
+        asked.writer.write(b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\nContent-Length: 9\r\n\r\n')
+
+    async def application(*given: Any) -> None:
+        raise AssertionError(given)
+
+    requests = [{"type": "http.request"}]
+
+    async def receive() -> Any:
+        return requests.pop() if requests else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with SocketLeader(answer) as leader, proxied(leader=leader.address) as behind:
+        async with Follower(behind.store, KEY) as follower:
+            middleware = ASGIMiddleware(application, follower)
+            scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"a")]}
+            await middleware(scope, receive, send)
+            await middleware.close()
+    assert sent[0]["status"] == 304
+    assert sent[0]["headers"] == [(b"etag", b'"a"')]
 
 
 @on_a_loop
