@@ -24,6 +24,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 TERM = "leadership.term"
 """Where the application finds its term: in the scope, or in the environ."""
 
+_GONE = (ClientGoneError, OSError)
+"""The client has gone: what we make of that, and what a server may say when something is sent."""
+
 _NOT_OURS = frozenset({b"date", b"server"})
 """What the server in front adds to every answer."""
 
@@ -112,8 +115,7 @@ class ASGIMiddleware:
             return
         try:
             serving = await _ours(inbound, lambda: self._route(request, reply))
-        except (ClientGoneError, OSError):
-            # By OSError a server may say that the client has gone.
+        except _GONE:
             serving = None
         finally:
             if serving is None:
@@ -166,7 +168,7 @@ class ASGIMiddleware:
             serving = await _ours(inbound, lambda: self._router.route(request, reply, link.attempt))
             if link.socket is not None:
                 await link.relay(_Client(inbound, send))
-        except ClientGoneError:
+        except _GONE:
             return None
         finally:
             await link.close()

@@ -436,6 +436,29 @@ def test_a_term_that_ends_before_the_application_is_called_is_not_its_term(
     scenario()
 
 
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_a_server_that_says_by_an_error_that_the_client_has_gone_gets_none_back(kind: str) -> None:
+    @on_a_loop
+    async def scenario() -> None:
+        async with aio.new_store(f"memory://{uuid.uuid4()}") as store:
+            middleware = ASGIMiddleware(
+                Application(), aio.Follower(store, KEY), Policy(mode="redirect", wait=0.1)
+            )
+            told = [{"type": {"http": "http.request", "websocket": "websocket.connect"}[kind]}]
+
+            async def receive() -> Any:
+                return told.pop() if told else await asyncio.Event().wait()
+
+            async def send(message: Any) -> None:
+                raise BrokenPipeError
+
+            scope = {"type": kind, "path": "/", "headers": [(b"host", b"a")], "method": "GET"}
+            await middleware(scope, receive, send)
+            await middleware.close()
+
+    scenario()
+
+
 @pytest.mark.parametrize("over", [True, False])
 def test_the_end_of_a_term_lets_its_requests_end_whoever_cancels_its_leader(over: bool) -> None:
     @on_a_loop
