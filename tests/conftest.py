@@ -71,6 +71,13 @@ _versions: dict[str, str] = {}
 _tests_run: Counter[str] = Counter()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    # Some tests count all that is on a server: nobody else may use it meanwhile.
+    if any(os.environ.get(f"LEADERSHIP_TEST_{backend.upper()}") for backend in _INSTALLED):
+        config.option.numprocesses = 0
+
+
 def require_native(backend: str) -> None:
     try:
         _versions[backend] = _INSTALLED[backend]()

@@ -1,13 +1,11 @@
-"""The README's examples run, and its commands and options exist."""
+"""The README's examples run, and its trees and lists are the real ones."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import queue
 import re
-import shlex
 import subprocess
 import sys
 import threading
@@ -23,7 +21,6 @@ from leadership.backend import Backend
 from leadership.clock import SystemClock
 from leadership.testing import BackendConformance
 
-from .command import leadership_here
 from .peers_cluster import backend_of
 from .servers.etcd_client import EtcdClient
 from .servers.ports import free_port
@@ -303,20 +300,6 @@ def test_example_conformance(example: Example) -> None:
         kit().make_store()
 
 
-def test_its_commands_have_the_options_that_it_shows(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    shown = re.findall(r"^leadership .*$", TEXT, re.MULTILINE)
-    assert len(shown) >= 3
-    for line in shown:
-        _, *rest = shlex.split(line)
-        command = [*itertools.takewhile(lambda word: not word.startswith("-"), rest)]
-        help_text = leadership_here(capfd, *command, "--help").stdout
-        ours = rest[: rest.index("--")] if "--" in rest else rest
-        for option in (word for word in ours if word.startswith("--")):
-            assert f"{option} " in help_text, f"{' '.join(command)} has no {option}"
-
-
 def test_its_tree_of_errors_is_the_real_one() -> None:
     block = re.search(r"```text\n(LeadershipError\n.*?)```", TEXT, re.DOTALL)
     assert block is not None
@@ -344,10 +327,3 @@ def test_it_names_every_event() -> None:
         if isinstance(kind, type) and issubclass(kind, events.Event) and kind is not events.Event
     ]
     assert [name for name in kinds if f"`{name}`" not in TEXT] == []
-
-
-def test_its_contents_lead_somewhere() -> None:
-    headings = re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    links = set(re.findall(r"\]\(#([^)]*)\)", TEXT))
-    assert links - anchors == set()

@@ -20,7 +20,7 @@ import yaml
 
 from leadership import new_store
 
-from .command import PATIENCE, PROGRAM, Command, environment
+from .command import PATIENCE, Command
 from .servers.etcd_client import EtcdClient
 from .servers.ports import free_port
 from .servers.programs import CHECKOUT
@@ -298,28 +298,11 @@ def test_the_program_of_tooz_leads_and_locks(url: str) -> None:
     assert third.startswith("locked: ")
 
 
-def test_every_recipe_is_listed_and_its_links_lead_somewhere() -> None:
+def test_every_recipe_is_listed_and_every_example_is_linked() -> None:
     pages = [*RECIPES.glob("*.md"), RECIPES.parent / "load-balancers.md"]
     listed = (RECIPES / "README.md").read_text()
     for page in pages:
         assert page.name == "README.md" or page.name in listed
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
     linked = "".join(page.read_text() for page in pages)
     examples = [each for each in EXAMPLES.rglob("*") if each.is_file() and each.suffix != ".pyc"]
     assert [each.name for each in examples if each.name not in linked] == []
-
-
-def test_every_option_of_a_recipe_exists() -> None:
-    help_text = subprocess.run(
-        [*PROGRAM, "run", "--help"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=PATIENCE,
-        check=True,
-    ).stdout
-    written = "".join(page.read_text() for page in RECIPES.glob("*.md"))
-    for line in re.findall(r"^leadership run (.*?)(?: -- .*)?$", written, re.MULTILINE):
-        for option in re.findall(r"--[a-z-]+", line):
-            assert f"{option} " in help_text

@@ -1,6 +1,7 @@
 """The servers and the relay that the other tests stand on do what they say."""
 
 import os
+import re
 import signal
 import socket
 import ssl
@@ -13,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import MakeEtcd
 from tests.leaks import footprint
@@ -382,6 +384,42 @@ def test_a_relay_cuts_a_client_off_its_server(etcd_server: EtcdServer) -> None:
         proxy.set("stall")
         with pytest.raises(EtcdctlError):
             through.ctl("--command-timeout=200ms", "put", "key", "value")
+
+
+# --- servers that somebody else runs -------------------------------------------------------
+
+
+def test_on_a_server_that_others_may_use_tests_run_one_after_the_other() -> None:
+    """Some count all that is on a server; where each process has its own, they run together."""
+    asked = (sys.executable, "-m", "pytest", "--numprocesses", "2", "--dist", "worksteal", "-q")
+    printed = [
+        subprocess.run(
+            [*asked, "tests/test_lease.py"],
+            cwd=CHECKOUT,
+            env={**os.environ, "LEADERSHIP_TEST_ETCD": given},
+            capture_output=True,
+            text=True,
+            timeout=55,
+            check=True,
+        ).stdout
+        for given in ("", "127.0.0.1:2379")
+    ]
+    assert ["bringing up nodes" in each for each in printed] == [True, False]
+
+
+def test_the_composed_stores_are_where_the_tests_look_for_them() -> None:
+    composed = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text())["services"]
+    script = (CHECKOUT / "tests" / "servers" / "with_servers.sh").read_text()
+    readme = (CHECKOUT / "README.md").read_text()
+    assert set(composed) == {"etcd", "consul", "zookeeper"}
+    for name, service in composed.items():
+        (published,) = service["ports"]
+        address = published.rpartition(":")[0]
+        assert f"LEADERSHIP_TEST_{name.upper()}:-{address}}}" in script
+        assert f"LEADERSHIP_TEST_{name.upper()}={address}" in readme
+        # Else `up --wait` returns before they answer, or another day's image is tested.
+        assert service["healthcheck"]["test"]
+        assert re.search(r":v?\d+\.\d+", service["image"])
 
 
 # --- what the tests count with -----------------------------------------------------------
