@@ -199,7 +199,7 @@ def test_every_target_of_make_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), line
         for variable in variables:
             name = variable.strip("[]").partition("=")[0]
-            assert f"$({name}" in makefile or f"({name})" in makefile, line
+            assert f"$({name})" in makefile, line
 
 
 def test_every_program_that_is_to_be_run_is_there() -> None:

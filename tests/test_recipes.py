@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from leadership import new_store
+from leadership import Candidate, new_store
 
 from .command import PATIENCE, Command
 from .servers.etcd_client import EtcdClient
@@ -92,9 +92,9 @@ def two(arguments: dict[str, list[str]], **more: str) -> Iterator[dict[str, Comm
 
 
 def test_a_cron_job_runs_on_the_leading_node_only(url: str, tmp_path: Path) -> None:
-    (line,) = re.findall(
-        r"^\*/5 \* \* \* \*  (.*)$", (EXAMPLES / "cron/crontab").read_text(), re.MULTILINE
-    )
+    crontab = (EXAMPLES / "cron/crontab").read_text()
+    (line,) = re.findall(r"^\*/5 \* \* \* \*  (.*)$", crontab, re.MULTILINE)
+    (asked_path,) = re.findall(r"^LEADING=http://127\.0\.0\.1:8008(/.*)$", crontab, re.MULTILINE)
     runners = {name: exec_start("cron-leader.service", name) for name in ("node-1", "node-2")}
     addresses: dict[str, str] = {}
 
@@ -103,7 +103,7 @@ def test_a_cron_job_runs_on_the_leading_node_only(url: str, tmp_path: Path) -> N
         done.write_text("")
         for name, address in addresses.items():
             job = line.replace("/usr/local/bin/clean-up", f"echo {name} >>{done}")
-            leading = f"http://{address}/leader"
+            leading = f"http://{address}{asked_path}"
             subprocess.run(["sh", "-c", job], env={**os.environ, "LEADING": leading}, check=False)
         return done.read_text().split()
 
@@ -148,21 +148,30 @@ def test_beat_sends_tasks_from_the_leading_node_only(url: str, tmp_path: Path) -
         assert logs["node-1"].read_text() == before
 
 
-def test_one_apscheduler_works_and_the_next_takes_over(url: str) -> None:
-    program = [sys.executable, str(EXAMPLES / "apscheduler_jobs.py"), url]
+def test_one_apscheduler_works_and_the_next_takes_over(url: str, tmp_path: Path) -> None:
+    text = (EXAMPLES / "apscheduler_jobs.py").read_text()
+    (job,) = re.findall(r"^ +print\(name, term\.token, flush=True\)$", text, re.MULTILINE)
+    # A job that takes a while, so that one is under way at the end of the term.
+    ended = job.replace("print(name", 'threading.Event().wait(0.3) or print("ended", name')
+    slow = tmp_path / "apscheduler_jobs.py"
+    slow.write_text(text.replace(job, f"{job}\n{ended}"))
+    program = [sys.executable, str(slow), url]
     with subprocess.Popen([*program, "a"], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         assert first.stdout.readline().split()[0] == "a"
         with subprocess.Popen([*program, "b"], stdout=subprocess.PIPE, text=True) as second:
             assert second.stdout is not None
             first.terminate()
-            ticks = [line.split() for line in first.stdout]
-            assert {name for name, _ in ticks} <= {"a"}
+            told = [line.split() for line in first.stdout]
+            begun = [line for line in told if line[0] != "ended"]
+            assert {name for name, _ in begun} <= {"a"}
+            # The line that was read above began one, too.
+            assert len(told) - len(begun) == 1 + len(begun)
             name, token = second.stdout.readline().split()
             assert name == "b"
-            assert all(int(earlier) < int(token) for _, earlier in ticks)
+            assert all(int(earlier[-1]) < int(token) for earlier in told)
             second.terminate()
-            assert {line.split()[0] for line in second.stdout} <= {"b"}
+            assert {line.split()[-2] for line in second.stdout} <= {"b"}
     assert (first.returncode, second.returncode) == (0, 0)
 
 
@@ -225,6 +234,10 @@ def test_the_systemd_unit_runs_its_program_where_it_leads(url: str, tmp_path: Pa
         runner.send(signal.SIGTERM)
         runner.wait_for("released")
         assert ended.read_text() == "yes\n"
+        assert "killed" not in [told["event"] for told in runner.events]
+    unit = (EXAMPLES / "systemd" / "web.service").read_text()
+    (patience,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
+    assert int(patience) > float(arguments[arguments.index("--grace") + 1]) > 0
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
@@ -277,12 +290,20 @@ def test_a_pod_of_the_deployment_runs_and_answers_its_probes(url: str) -> None:
 
 
 def test_the_program_of_docker_leadership_leads_and_follows(url: str) -> None:
-    printed = ran("from_docker_leadership.py", url, "node-1")
-    assert [line for line in printed if line.startswith("elected")] == [
-        "elected: False",
-        "elected: True",
-    ]
-    assert any(line.startswith("leader:") for line in printed)
+    program = [sys.executable, "-W", "error", str(EXAMPLES / "from_docker_leadership.py")]
+    with new_store(url) as store, Candidate(store, "service/swarm/leader", "other") as other:
+        other.campaign(timeout=PATIENCE)
+        with subprocess.Popen(
+            [*program, url, "node-1"], stdout=subprocess.PIPE, text=True
+        ) as running:
+            assert running.stdout is not None
+            # In two threads: which of them prints first is not said.
+            first = {running.stdout.readline().strip() for _ in range(2)}
+            assert first == {"leader: other", "elected: False"}
+            other.stop()
+            rest = [line.strip() for line in running.stdout]
+            assert [line for line in rest if line.startswith("elected")] == ["elected: True"]
+    assert running.returncode == 0
 
 
 def test_the_program_of_kazoo_leads(zookeeper: ZooKeeperClient) -> None:
