@@ -10,8 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -152,27 +153,41 @@ def test_one_apscheduler_works_and_the_next_takes_over(url: str, tmp_path: Path)
     text = (EXAMPLES / "apscheduler_jobs.py").read_text()
     (job,) = re.findall(r"^ +print\(name, term\.token, flush=True\)$", text, re.MULTILINE)
     # A job that takes a while, so that one is under way at the end of the term.
-    ended = job.replace("print(name", 'threading.Event().wait(0.3) or print("ended", name')
+    ended = job.replace("print(name", 'threading.Event().wait(1) or print("ended", name')
     slow = tmp_path / "apscheduler_jobs.py"
     slow.write_text(text.replace(job, f"{job}\n{ended}"))
-    program = [sys.executable, str(slow), url]
-    with subprocess.Popen([*program, "a"], stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline().split()[0] == "a"
-        with subprocess.Popen([*program, "b"], stdout=subprocess.PIPE, text=True) as second:
-            assert second.stdout is not None
-            first.terminate()
-            told = [line.split() for line in first.stdout]
-            begun = [line for line in told if line[0] != "ended"]
-            assert {name for name, _ in begun} <= {"a"}
-            # The line that was read above began one, too.
-            assert len(told) - len(begun) == 1 + len(begun)
-            name, token = second.stdout.readline().split()
-            assert name == "b"
-            assert all(int(earlier[-1]) < int(token) for earlier in told)
-            second.terminate()
-            assert {line.split()[-2] for line in second.stdout} <= {"b"}
-    assert (first.returncode, second.returncode) == (0, 0)
+    # One pipe for both, in which their lines are in the order in which they were written.
+    reading, writing = os.pipe()
+    with open(reading) as lines, ExitStack() as stack:
+
+        def start(name: str) -> subprocess.Popen[bytes]:
+            program = [sys.executable, str(slow), url, name]
+            # The scheduler says there that a job which still runs is not begun again.
+            process = subprocess.Popen(program, stdout=writing, stderr=subprocess.DEVNULL)
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        first = start("a")
+        told = [lines.readline().split()]
+        second = start("b")
+        os.close(writing)
+        with new_store(url) as store:
+            # Read as they are written, so that the last one has just begun.
+            while len(store.list("jobs/scheduler")) < 2 or told[-1][0] == "ended":
+                told.append(lines.readline().split())
+        first.terminate()
+        while told[-1][-2] == "a":
+            told.append(lines.readline().split())
+        second.terminate()
+        told += [line.split() for line in lines]
+        assert (first.wait(PATIENCE), second.wait(PATIENCE)) == (0, 0)
+    names = [line[-2] for line in told]
+    assert names == sorted(names)
+    tokens = [int(line[-1]) for line in told]
+    assert tokens == sorted(tokens)
+    assert len(set(tokens)) == 2
+    assert len([line for line in told if line[0] == "ended"]) * 2 == len(told)
 
 
 @contextmanager
@@ -297,12 +312,15 @@ def test_the_program_of_docker_leadership_leads_and_follows(url: str) -> None:
             [*program, url, "node-1"], stdout=subprocess.PIPE, text=True
         ) as running:
             assert running.stdout is not None
+            late = threading.Timer(PATIENCE, running.kill)
+            late.start()
             # In two threads: which of them prints first is not said.
             first = {running.stdout.readline().strip() for _ in range(2)}
             assert first == {"leader: other", "elected: False"}
             other.stop()
             rest = [line.strip() for line in running.stdout]
             assert [line for line in rest if line.startswith("elected")] == ["elected: True"]
+            late.cancel()
     assert running.returncode == 0
 
 
