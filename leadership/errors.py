@@ -29,7 +29,7 @@ class NotSupported(LeadershipError):
 
 
 class AlreadyRunning(LeadershipError):
-    """The candidate, follower or lock already has an active run."""
+    """The candidate or lock already has an active run."""
 
 
 class HandleClosed(LeadershipError):

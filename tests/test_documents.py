@@ -17,7 +17,7 @@ import msgspec
 import pytest
 import typer.main
 
-from leadership import Candidate, Capability, Follower, Lock, Store, Term, aio
+from leadership import Candidate, Capability, Follower, Lock, Store, Term, aio, new_store
 from leadership import events as events_module
 from leadership.backends import consul, etcd, zookeeper
 from leadership.backends._peers_settings import _Options as PeersOptions
@@ -249,6 +249,15 @@ def test_what_is_quoted_of_an_example_stands_in_it() -> None:
         for block in fenced(page, "", "yaml"):
             if "LEADERSHIP_STORE=" not in block:
                 assert {line.strip() for line in block.splitlines()} <= lines, page.name
+
+
+def test_the_address_of_a_stateful_set_can_be_opened() -> None:
+    (address,) = re.findall(
+        r"^LEADERSHIP_STORE=(.*)$",
+        (CHECKOUT / "docs/recipes/kubernetes.md").read_text(),
+        re.MULTILINE,
+    )
+    new_store(address.replace("$(POD_NAME)", "web-1")).close()
 
 
 # --- tables and lists ----------------------------------------------------------------------

@@ -16,13 +16,13 @@ for server in etcd consul zookeeper; do
     [ -n "${!given:-}" ] || wanted="$wanted $server"
 done
 
-if [ -z "$wanted" ]; then
-    :
-elif has apt-get && has dpkg-deb; then
+if has apt-get && has dpkg-deb; then
     # shellcheck disable=SC2086
-    "$here/install.sh" $wanted
+    [ -z "$wanted" ] || "$here/install.sh" $wanted
     # No stores: the tests that need them say so themselves.
     "$here/install.sh" haproxy faketime chromium || true
+elif [ -z "$wanted" ]; then
+    :
 elif runs_docker; then
     # shellcheck disable=SC2086
     docker compose --project-directory "$here/../.." up -d --wait $wanted
