@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._guardian_work import Work
 
-LONGEST = 1 << 17
-"""Bytes of a message."""
+LONGEST = 1 << 12
+"""Bytes of a message; what is longer comes as a file."""
 DESCRIPTORS = 8
+_LONGEST_REASON = 1000
 
 # A wait is measured on a clock that stands still in suspend.
 _LONGEST_NAP = 0.25
@@ -93,19 +94,21 @@ class Plan:
     """How to release one thing.
 
     Args:
+        content: the module, its file, the function's name and its arguments, as marshal writes
+            them: there may be thousands, so they are kept packed.
         seconds: after which, without its leader, it has lapsed by itself.
     """
 
-    def __init__(self, module: str, path: str, name: str, arguments: Any, seconds: float) -> None:
-        self.content = marshal.dumps((path, name, arguments))
+    def __init__(self, content: bytes, seconds: float) -> None:
+        module, path, name, _ = marshal.loads(content)
+        self.content = content
         self._release = _load(module, path, name)
-        self._arguments = arguments
         self.seconds = seconds
 
     def carry_out(self) -> bool:
         """Whether it is released."""
         try:
-            self._release(self._arguments)
+            self._release(marshal.loads(self.content)[3])
         except Exception:
             # Whatever it is, there is nobody to tell it to.
             return False
@@ -188,8 +191,10 @@ class Guardian:
 
     def _take(self, message: tuple[Any, ...], descriptors: list[int]) -> None:
         match message:
-            case ("guard", number, *plan):
-                self._guard(number, plan)
+            case ("guard", number, seconds, content):
+                self._guard(number, seconds, content)
+            case ("guard", number, seconds):
+                self._guard(number, seconds, _content_of(descriptors))
             case ("forget", number):
                 self._plans.pop(number, None)
             case ("start", until):
@@ -198,8 +203,7 @@ class Guardian:
                 if self._clock() < until:
                     self._start(descriptors)
                 else:
-                    for each in descriptors:
-                        os.close(each)
+                    _close(descriptors)
                     self._channel.send("late")
             case ("until", until):
                 self._until = until
@@ -209,13 +213,13 @@ class Guardian:
             case ("end",):
                 self._dismissed = True
 
-    def _guard(self, number: int, plan: list[Any]) -> None:
+    def _guard(self, number: int, seconds: float, content: bytes) -> None:
         # An older one of this number is void, also where the new one cannot be had.
         self._plans.pop(number, None)
         try:
-            self._plans[number] = Plan(*plan)
+            self._plans[number] = Plan(content, seconds)
         except Exception as error:
-            self._channel.send("cannot", f"{type(error).__name__}: {error}")
+            self._channel.send("cannot", f"{type(error).__name__}: {error}"[:_LONGEST_REASON])
 
     def _start(self, descriptors: list[int]) -> None:
         from . import _guardian_work
@@ -256,10 +260,10 @@ class Guardian:
     def _after_the_leader(self) -> None:
         died_at = self._clock()
         for message, descriptors in self._channel.receive():
-            for each in descriptors:
-                os.close(each)
             if message[0] in ("guard", "forget"):
-                self._take(message, [])
+                self._take(message, descriptors)
+            else:
+                _close(descriptors)
         longest = max((plan.seconds for plan in self._plans.values()), default=0.0)
         lapsed = died_at + longest
         # What has lapsed is another's: it needs no release, but the command an end all the same.
@@ -304,9 +308,26 @@ class Guardian:
             poll.register(self._channel, select.POLLIN)
             poll.poll(1000 * min(left, _LONGEST_NAP))
             for _, descriptors in self._channel.receive():
-                for each in descriptors:
-                    os.close(each)
+                _close(descriptors)
         return True
+
+
+def _content_of(descriptors: list[int]) -> bytes:
+    """What the file among them holds; they are closed."""
+    try:
+        with open(descriptors[0], "rb", closefd=False) as file:
+            file.seek(0)
+            return file.read()
+    except (OSError, IndexError):
+        # It did not get through: none is found in it, and that is told.
+        return b""
+    finally:
+        _close(descriptors)
+
+
+def _close(descriptors: list[int]) -> None:
+    for each in descriptors:
+        os.close(each)
 
 
 def _drain(descriptor: int) -> None:

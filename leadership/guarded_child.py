@@ -18,6 +18,8 @@ from .child import CannotRunError
 from .guardian import Guardian, Order, group_name
 
 _LOOK_AGAIN = 0.005
+_START = 5.0
+"""Seconds for the guardian to start the command."""
 _PATIENCE = 0.05
 """Seconds for the guardian to confirm a signal."""
 
@@ -63,13 +65,17 @@ class GuardedChild:
         if not guardian.start(Order(file, command, environment, until)):
             raise GuardianDiedError
         with self._changed:
-            self._changed.wait_for(
-                lambda: self.pid or self._failure or self.lost_guardian or self.overdue
-            )
+            if not self._changed.wait_for(self._is_decided, _START):
+                # It stands still: the next one may not.
+                guardian.kill()
+                self._changed.wait_for(self._is_decided)
         if self._failure is not None:
             raise CannotRunError(f"cannot start {command[0]!r}: {self._failure}", 126)
         if not self.pid:
             raise TooLateError if self.overdue else GuardianDiedError
+
+    def _is_decided(self) -> bool:
+        return bool(self.pid or self._failure or self.lost_guardian or self.overdue)
 
     @property
     def was_killed(self) -> bool:
@@ -90,7 +96,7 @@ class GuardedChild:
         if self._gone:
             return True
         serial = next(self._serials)
-        self._guardian.tell("signal", int(number), serial)
+        self._guardian.signal(int(number), serial)
         with self._changed:
             self._changed.wait_for(lambda: serial in self._answers or self._gone, _PATIENCE)
             permitted = self._answers.pop(serial, None)
@@ -103,7 +109,7 @@ class GuardedChild:
         """Let the command live until then, if that is later than what was said before."""
         if until > self.until:
             self.until = until
-            self._guardian.tell("until", until)
+            self._guardian.extend(until)
 
     def wait(self) -> int:
         """Wait for the command itself; its status, negative where a signal ended it."""

@@ -8,7 +8,6 @@ who renews a lease ever waits for it. What it does, and when, stands in
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import itertools
 import marshal
@@ -24,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._guardian import DESCRIPTORS, LONGEST, Channel
+from ._guardian import DESCRIPTORS, Channel
 from .backend import ReleasePlan
+from .guardian_outbox import Outbox
 
 # Modules of ours are found without the package's own start, which imports nearly everything.
 _PROGRAM = """\
@@ -164,8 +164,7 @@ class Guardian:
         self.unable = trouble()
         self._changed = threading.Condition()
         self._numbers = itertools.count(1)
-        self._plans: dict[int, bytes] = {}
-        self._sending: collections.deque[tuple[bytes, Sequence[int]]] = collections.deque()
+        self._outbox = Outbox(self._tell_trouble)
         self._thread: threading.Thread | None = None
         self._process: _Process | None = None
         self._ready = False
@@ -204,7 +203,7 @@ class Guardian:
             self._hearers.pop(use, None)
             if not self._hearers:
                 # Its end is what our thread wakes up from.
-                self._post(("end",))
+                self._say("end")
                 self._changed.notify_all()
                 return self._ended
         done: Future[None] = Future()
@@ -222,32 +221,26 @@ class Guardian:
             what `forget` takes.
         """
         function: Any = plan.release
-        message = marshal.dumps(
-            (
-                function.__module__,
-                function.__code__.co_filename,
-                function.__name__,
-                dict(plan.arguments),
-                seconds,
-            )
-        )
+        code = function.__code__.co_filename
+        where = (function.__module__, code, function.__name__)
+        # Version 2: what is equal is written alike, whoever else holds parts of it.
+        content = marshal.dumps((*where, dict(plan.arguments)), 2)
         with self._changed:
-            number = next(self._numbers) if former is None else former
-            self._plans[number] = message
-            self._post(("guard", number, *marshal.loads(message)))
+            number = self._outbox.hold(content, seconds, former)
+            self._flush()
         return number
 
     def forget(self, number: int) -> None:
         """It is released, or nobody's any more."""
         with self._changed:
-            if self._plans.pop(number, None) is not None:
-                self._post(("forget", number))
+            self._outbox.drop(number)
+            self._flush()
 
     def give_up(self, reason: str) -> None:
         """For good, in this process: end it, so that it releases nothing, and tell why."""
         with self._changed:
             self.unable = self.unable or reason
-            self._plans.clear()
+            self._outbox.drop_all()
             hearers = list(self._hearers.values())
             process = self._process
             if process is not None:
@@ -293,12 +286,17 @@ class Guardian:
             _close(descriptors)
             raise
         with self._changed:
-            return self._post(("start", order.until), descriptors)
+            return self._say("start", order.until, descriptors=descriptors)
 
-    def tell(self, *message: Any) -> None:
-        """A word about the command."""
+    def extend(self, until: float) -> None:
+        """Have the command killed then, and not before."""
         with self._changed:
-            self._post(message)
+            self._say("until", until)
+
+    def signal(self, number: int, serial: int) -> None:
+        """Have all of the command signalled; `signalled`, with this serial, is the answer."""
+        with self._changed:
+            self._say("signal", number, serial)
 
     def kill(self) -> None:
         """End this guardian, and with it the command that it started, by the kernel's hand."""
@@ -326,30 +324,27 @@ class Guardian:
             )
             self._thread.start()
 
-    def _post(self, message: tuple[Any, ...], descriptors: Sequence[int] = ()) -> bool:
-        """Whether it goes to a guardian; one that is not ready is told all there is when it is."""
-        data = marshal.dumps(message)
-        if self._process is None or not self._ready or len(data) > LONGEST:
+    def _say(self, word: str, *rest: Any, descriptors: Sequence[int] = ()) -> bool:
+        """Whether it goes to a guardian that is ready."""
+        if self._process is None or not self._ready:
             _close(descriptors)
             return False
-        self._sending.append((data, descriptors))
+        kind = (word, *rest[:1]) if word == "signal" else word
+        self._outbox.say(kind, (word, *rest), descriptors)
         self._flush()
         return True
 
     def _flush(self) -> bool:
-        """Send what there is; whether all of it went. Never blocks."""
+        """Send what there is; False where the guardian does not read. Never blocks."""
         process = self._process
-        while self._sending and process is not None and process.is_ours:
-            message, descriptors = self._sending[0]
-            try:
-                if not process.send(message, descriptors):
-                    return False
-            except OSError:
-                # It has died: our thread sees that too.
-                return True
-            self._sending.popleft()
-            _close(descriptors)
-        return True
+        if process is None or not self._ready or not process.is_ours:
+            return True
+        try:
+            return self._outbox.flush(process.send)
+        except OSError:
+            # It has died, which our thread sees too; or there is no room for now, and our
+            # thread tries it again.
+            return True
 
     # --- on our thread ---
 
@@ -377,9 +372,7 @@ class Guardian:
                 self._process = None
                 was_ready, self._ready = self._ready, False
                 wanted = self._wanted
-                for _, descriptors in self._sending:
-                    _close(descriptors)
-                self._sending.clear()
+                self._outbox.begin_anew()
             process.end(0.0 if wanted else _PATIENCE)
             if not wanted:
                 return
@@ -412,18 +405,20 @@ class Guardian:
         if message[0] == "ready":
             with self._changed:
                 self._ready = True
-                for number, plan in self._plans.items():
-                    self._post(("guard", number, *marshal.loads(plan)))
+                self._flush()
                 if not self._wanted:
-                    self._post(("end",))
+                    self._say("end")
                 self._changed.notify_all()
         elif message[0] == "cannot":
-            with self._changed:
-                hearers = list(self._hearers.values())
-            for hear in hearers:
-                hear(f"the guardian cannot release: {message[1]}")
+            self._tell_trouble(f"the guardian cannot release: {message[1]}")
         else:
             self._told(message)
+
+    def _tell_trouble(self, reason: str) -> None:
+        with self._changed:
+            hearers = list(self._hearers.values())
+        for hear in hearers:
+            hear(reason)
 
 
 def _is_handed_on(number: int) -> bool:

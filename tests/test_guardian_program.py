@@ -83,8 +83,8 @@ class Rig:
         self._thread = threading.Thread(target=self.guardian.run, daemon=True)
 
     def plan(self, release: Callable[[Mapping[str, Any]], None]) -> None:
-        plan = (release.__module__, __file__, release.__name__, {"path": str(self.path)}, 5.0)
-        self.end.send(marshal.dumps(("guard", 1, *plan)))
+        plan = (release.__module__, __file__, release.__name__, {"path": str(self.path)})
+        self.end.send(marshal.dumps(("guard", 1, 5.0, marshal.dumps(plan))))
 
     def start(self) -> None:
         self._thread.start()
@@ -221,7 +221,8 @@ def test_one_that_is_dismissed_goes_without_a_release(rig: Rig) -> None:
 def test_a_plan_that_cannot_be_had_is_told_and_the_former_one_is_void(rig: Rig) -> None:
     rig.plan(write)
     rig.start()
-    rig.end.send(marshal.dumps(("guard", 1, "no_such_module", "/nowhere.py", "release", {}, 5.0)))
+    nowhere = marshal.dumps(("no_such_module", "/nowhere.py", "release", {}))
+    rig.end.send(marshal.dumps(("guard", 1, 5.0, nowhere)))
     assert marshal.loads(rig.end.recv(65536)) == ("ready",)
     told = marshal.loads(rig.end.recv(65536))
     assert told[0] == "cannot"
