@@ -88,6 +88,10 @@ class Child:
         """Whether the command, and all that it left in its process group, has ended."""
         return self._gone
 
+    def survivors(self) -> list[int]:
+        """The leader of the processes that live now: the group, as `kill` takes it."""
+        return [] if self._gone else [-self.pid]
+
     def signal(self, number: signal.Signals) -> bool:
         """Signal the whole group, if there is any of it left. From any thread.
 

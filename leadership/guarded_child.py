@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ._guardian_work import Cgroup, Work
+from ._guardian_work import Cgroup, Work, descendants
 from .child import CannotRunError
 from .guardian import Guardian, Order, group_name
 
@@ -57,6 +57,8 @@ class GuardedChild:
         self._status: int | None = None
         self._gone = False
         self.pid = 0
+        self.clearing = False
+        """Whether the guardian has died, and what it had is being ended by us."""
         self.lost_guardian = False
         """Whether the guardian died, and the command with it."""
         self.overdue = False
@@ -86,6 +88,11 @@ class GuardedChild:
     def gone(self) -> bool:
         """Whether nothing of the command lives."""
         return self._gone
+
+    def survivors(self) -> list[int]:
+        """The processes of the command that live now."""
+        guardian = self._guardian.process_id
+        return sorted(pid for pid in descendants() if pid != guardian)
 
     def signal(self, number: signal.Signals) -> bool:
         """Signal all of the command. From any thread.
@@ -148,6 +155,7 @@ class GuardedChild:
         """The guardian has died: what it had comes to us, and ends before another may release."""
         if self._gone:
             return
+        self.clearing = True
         rest = Work(0, Cgroup.make(group_name()))
         pause = threading.Event()
         while not rest.gone:

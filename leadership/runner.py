@@ -45,6 +45,8 @@ _LONGEST_NAP = 0.25
 
 # Of our own margin: where we are awake, we kill before the guardian does.
 _EARLIER = 0.8
+_REMINDER = 1.0
+"""Seconds after which it is told what survives; then after twice as long each time."""
 _GUARDIAN_START = 5.0
 """Seconds for a guardian to start."""
 
@@ -62,6 +64,8 @@ class _Job:
     term: Term
     stopping_since: float | None = None
     killed: bool = False
+    surviving_since: float | None = None
+    reminders: int = 0
 
 
 def default_grace(ttl: float) -> float:
@@ -331,6 +335,30 @@ class Runner:
                 self._stop(job, "the lease was not renewed in time")
         if job.stopping_since is not None and self._clock.now() >= self._next_moment(job):
             self._kill(job)
+        if job.killed or (isinstance(job.child, GuardedChild) and job.child.clearing):
+            self._look_after_survivors(job)
+
+    def _look_after_survivors(self, job: _Job) -> None:
+        """What we wait for is told, with what is to be done: nobody but its user may end it."""
+        now = self._clock.now()
+        if job.surviving_since is None:
+            job.surviving_since = now
+        if now - job.surviving_since < _REMINDER * (2 ** (job.reminders + 1) - 1):
+            return
+        job.reminders += 1
+        pids = job.child.survivors()
+        left = job.term.valid_until - now
+        if job.term.is_valid():
+            meanwhile = f"{job.term.key} is kept until then"
+        elif left > 0:
+            meanwhile = f"another may lead in {left:.1f} s"
+        else:
+            meanwhile = "another may lead already"
+        sentence = (
+            f"some of the command lives on, killed {now - job.surviving_since:.0f} s ago: end it "
+            f"as its own user (kill -9 {' '.join(map(str, pids))}); {meanwhile}"
+        )
+        self._say("surviving", sentence, pids=pids, at=now)
 
     def _begin(self, job: _Job) -> None:
         self._job = job

@@ -13,6 +13,7 @@ import sys
 import termios
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,6 +119,66 @@ def test_a_command_that_we_may_not_signal_is_not_told_as_killed() -> None:
             assert ours.wait(PATIENCE) == 128 + signal.SIGTERM
         finally:
             ours.kill()
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("setpriv") or not shutil.which("unshare"),
+    reason="needs root, setpriv and unshare",
+)
+@pytest.mark.parametrize("ends", ["guardian", "runner"])
+def test_while_something_of_the_command_cannot_be_ended_that_is_told_and_nothing_released(
+    ends: str,
+) -> None:
+    """It changed its user. The guardian dies, or we are asked to end; neither may kill it."""
+    # Without that right, and without a control group that would end it all the same.
+    lone = 'mount -t tmpfs none /sys/fs/cgroup; exec setpriv --bounding-set=-kill "$@"'
+    command = ("setpriv", "--reuid", "65534", "--clear-groups", "sleep", "60")
+    ours = subprocess.Popen(
+        [
+            *("unshare", "--mount", "sh", "-c", lone, "sh", *PROGRAM, *RUN),
+            *("--ttl", "2", "--grace", "0.1", "--json", "--", *command),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert ours.stderr is not None
+    events = map(json.loads, ours.stderr)
+    with ours:
+        child = next(event["pid"] for event in events if event["event"] == "started")
+        try:
+            name = Path(f"/proc/{child}/comm")
+            wait_until(lambda: name.read_text().strip() == "sleep", PATIENCE, "the command")
+            if ends == "guardian":
+                os.kill(_parent(child), signal.SIGKILL)
+            else:
+                ours.send_signal(signal.SIGTERM)
+            told: list[dict[str, Any]] = []
+            for event in events:
+                told.append(event)
+                surviving = [each for each in told if each["event"] == "surviving"]
+                if len(surviving) == 3:
+                    break
+            assert [each["pids"] for each in surviving] == [[child]] * 3
+            first, second, third = (each["at"] for each in surviving)
+            assert third - second > second - first
+            assert not {"killed", "again", "ended"} & {event["event"] for event in told}
+            [stopping] = [e["valid_until"] for e in told if e["event"] == "stopping"] or [
+                float("inf")
+            ]
+            # After the deadline another may lead, whatever we do.
+            assert all(e["at"] >= stopping for e in told if e["event"] == "released")
+            os.kill(child, signal.SIGKILL)
+            after = "again" if ends == "guardian" else "ended"
+            assert after in (event["event"] for event in events)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            ours.kill()
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_command_is_not_started_where_its_guard_cannot_be() -> None:

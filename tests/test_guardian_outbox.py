@@ -94,6 +94,8 @@ def guarded() -> Iterator[Guarded]:
 
 
 def test_for_one_that_stands_still_nothing_heaps_up(guarded: Guarded) -> None:
+    number: int | None = None
+
     def churn(times: int) -> None:
         nonlocal number
         for turn in range(times):
@@ -101,7 +103,6 @@ def test_for_one_that_stands_still_nothing_heaps_up(guarded: Guarded) -> None:
             guarded.guardian.forget(guarded.guardian.guard(plan(-turn), 60.0))
             guarded.guardian.extend(turn)
 
-    number: int | None = None
     guarded.stop()
     # More than the socket holds.
     churn(2000)
