@@ -14,6 +14,7 @@ from .._guardian_wire import tls
 from ..backend import Address, Context
 from ..errors import ConfigurationError
 from ..options import read_options
+from ..page import Hosts
 from ..registry import nearest
 from ._peers_http import Limits, is_loopback, split_address
 from ._quorum_timing import Timing
@@ -42,6 +43,7 @@ class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shown: str | None = None
     electio_changes: bool = False
     ui: bool = True
+    ui_hosts: str = ""
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
@@ -61,6 +63,7 @@ class Settings:
         shown: the election whose leader electio's nodes are told of; the first, if None.
         observer: this is a client, which only asks.
         ui: the node shows the live page, at `/ui`.
+        hosts: the names by which it does.
     """
 
     members: tuple[str, ...]
@@ -76,6 +79,7 @@ class Settings:
     shown: str | None
     electio_changes: bool
     ui: bool
+    hosts: Hosts
     limits: Limits
     server_tls: ssl.SSLContext | None
     client_tls: ssl.SSLContext | None
@@ -149,11 +153,17 @@ def settings_of(address: Address, context: Context) -> Settings:
         shown=options.shown,
         electio_changes=options.electio_changes,
         ui=options.ui,
+        hosts=_hosts(options),
         limits=Limits(body=_BODY),
         server_tls=server_tls,
         client_tls=client_tls,
         tls_files=tls(options.ca, options.cert, options.key) if client_tls is not None else None,
     )
+
+
+def _hosts(options: _Options) -> Hosts:
+    own = (options.address, options.listen, *options.ui_hosts.split(","))
+    return Hosts([each for each in own if each], "ui_hosts=")
 
 
 def _others(members: tuple[str, ...], own: str, options: _Options) -> tuple[str, ...]:

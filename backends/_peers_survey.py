@@ -12,7 +12,7 @@ import msgspec
 
 from ..backend import Entry
 from ..clock import Clock
-from ..page import Page
+from ..page import OTHER_NAME, Hosts, Page
 from ..standing import Standing
 from ._peers_http import Answer, Asked
 from ._peers_knowledge import Knowledge
@@ -22,6 +22,7 @@ _LONGEST_POLL = 30.0
 
 ELECTIONS = "/leadership/elections"
 PAGE = "/ui"
+_EVENTS = f"{PAGE}/events"
 
 
 def standings(node: QuorumLease, directory: str, now: float) -> tuple[Standing, ...]:
@@ -108,21 +109,30 @@ def answer_of(known: bool, now: tuple[Standing, ...]) -> ElectionsAnswer:
 
 
 class View:
-    """Shows a node to browsers and to clients."""
+    """Shows a node to browsers and to clients.
 
-    def __init__(self, node: QuorumLease, knowledge: Knowledge, clock: Clock, page: Page) -> None:
+    What clients are told may be read by whoever may have the page, and by nobody else.
+    """
+
+    def __init__(
+        self, node: QuorumLease, knowledge: Knowledge, clock: Clock, page: Page, hosts: Hosts
+    ) -> None:
         self._node = node
         self._knowledge = knowledge
         self._clock = clock
         self._page = page
+        self._hosts = hosts
 
     async def answer(self, asked: Asked) -> Answer | None:
         """The answer, if it is this that is asked for."""
-        if asked.method != "GET":
+        if asked.method != "GET" or asked.path.rstrip("/") not in (PAGE, _EVENTS, ELECTIONS):
             return None
+        refusal = self._hosts.refusal(asked.headers.get("Host"))
+        if refusal is not None:
+            return Answer(OTHER_NAME, refusal.encode(), {"Content-Type": "text/plain"})
         if asked.path.rstrip("/") == PAGE:
             return Answer(200, self._page.document, self._page.document_headers)
-        if asked.path == f"{PAGE}/events":
+        if asked.path == _EVENTS:
             if self._page.is_full:
                 return Answer(503, headers={"Retry-After": "5"})
             return Answer(200, headers=self._page.events_headers, parts=self._page.events())

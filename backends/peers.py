@@ -131,7 +131,11 @@ class PeersBackend(Backend):
             # Begun by the first who looks: a node that nobody looks at pays nothing for its page.
             self._survey = Survey(self, "")
             driver.view = View(
-                driver.node, driver.knowledge, self.context.clock, Page(self._survey)
+                driver.node,
+                driver.knowledge,
+                self.context.clock,
+                Page(self._survey),
+                settings.hosts,
             )
         return driver
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+from collections.abc import Sequence
 
 from aiohttp import web
 
 from .errors import ConfigurationError
-from .page import Page
+from .page import OTHER_NAME, Hosts, Page
 from .silent_log import SILENT
 from .survey import Survey
 
@@ -19,13 +20,15 @@ class Dashboard:
     Args:
         survey: which is started and closed here.
         listen: `host:port`, or `[v6]:port`; port 0 takes any that is free.
+        hosts: names by which browsers may ask, beside that, addresses and localhost.
 
     Attributes:
         address: where it listens, once it does.
     """
 
-    def __init__(self, survey: Survey, listen: str) -> None:
+    def __init__(self, survey: Survey, listen: str, hosts: Sequence[str] = ()) -> None:
         self._host, self._port = checked_listen(listen)
+        self._hosts = Hosts([listen, *hosts], "--host ")
         self._survey = survey
         self._page = Page(survey)
         self._runner: web.ServerRunner | None = None
@@ -68,6 +71,9 @@ class Dashboard:
             await runner.cleanup()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        refusal = self._hosts.refusal(request.headers.get("Host"))
+        if refusal is not None:
+            return web.Response(status=OTHER_NAME, text=refusal)
         if request.method not in ("GET", "HEAD"):
             return web.Response(status=405, headers={"Allow": "GET, HEAD"})
         if request.path == "/":

@@ -16,9 +16,22 @@
 
   // Each name has the hue that is farthest from those of the names before it.
   const hues = new Map();
+  let named = 0;
+  let enoughHues = 64;
   const hueOf = (name) => {
-    if (!hues.has(name)) hues.set(name, Math.round((55 + hues.size * 137.508) % 360));
+    if (!hues.has(name)) hues.set(name, Math.round((55 + named++ * 137.508) % 360));
     return hues.get(name);
+  };
+  const forgetHues = () => {
+    if (hues.size < enoughHues) return;
+    const shown = new Set();
+    for (const { term, waiting, past } of elections.values()) {
+      if (term) shown.add(term.name);
+      for (const name of waiting || []) shown.add(name);
+      for (const each of past) shown.add(each.name);
+    }
+    for (const name of hues.keys()) if (!shown.has(name)) hues.delete(name);
+    enoughHues = 64 + 2 * hues.size;
   };
 
   const lasting = (seconds) => {
@@ -155,7 +168,7 @@
   };
 
   const showLease = (parts, election, at) => {
-    const ends = election.term ? state.ends[election.lease] : undefined;
+    const ends = election.term ? state.ends.get(election.lease) : undefined;
     const told = ends !== undefined;
     parts.gauge.hidden = !told;
     parts.left.classList.toggle("untold", !told);
@@ -229,7 +242,8 @@
   };
 
   const take = (message) => {
-    state = message;
+    // Not an object: a lease may be called as what every object has.
+    state = { ...message, ends: new Map(Object.entries(message.ends)) };
     received = performance.now();
     if (whole) {
       const present = new Set(message.changed.map((each) => each.key));
@@ -251,6 +265,7 @@
     showSums();
     showLink();
     applyFilter();
+    forgetHues();
     tick();
   };
 

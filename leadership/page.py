@@ -8,13 +8,16 @@ script, and speak to nobody but the server that it came from.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import html
-from collections.abc import AsyncGenerator, Mapping
+import ipaddress
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from importlib import resources
 
 import msgspec
 
+from .errors import ConfigurationError
 from .reporting import printable
 from .survey import Look, SeenElection, SeenTerm, Survey
 
@@ -25,6 +28,9 @@ _LONGEST_TEXT = 200
 _WAITING = 20
 # A browser that has gone is noticed when something is sent.
 _SILENCE = 10.0
+
+OTHER_NAME = 421
+"""The status of an answer to who asks by a name that is none of the page's."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -135,6 +141,59 @@ class Page:
                     yield b": \n\n"
         finally:
             self._viewers -= 1
+
+
+class Hosts:
+    """The names by which browsers may ask for a page.
+
+    Whoever owns a name may have it lead to any address, so that a page of his,
+    in the browser of somebody who reaches ours, has ours in its own origin. A
+    browser says by which name it asks. An address cannot be had in that way.
+
+    Args:
+        names: hosts, with a port or without; all are served by addresses, and by localhost.
+        option: by which the user gives more of them.
+
+    Raises:
+        ConfigurationError: one is no name.
+    """
+
+    def __init__(self, names: Iterable[str], option: str) -> None:
+        self._option = option
+        self._names = {"localhost"}
+        for given in names:
+            name = _host_name(given)
+            if not name or not set(name).isdisjoint(" /?#@,*"):
+                raise ConfigurationError(
+                    f"{option}{given!r}: give a name, such as leaders.example.org"
+                )
+            self._names.add(name)
+
+    def refusal(self, host: str | None) -> str | None:
+        """What to tell who asked with this Host, with `OTHER_NAME`; None: he may have the page."""
+        # No browser leaves it out.
+        if host is None:
+            return None
+        name = _host_name(host)
+        if name in self._names:
+            return None
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+            return None
+        shown = _short(name)
+        return (
+            f"The page is not served by the name {shown!r}: ask by an address or localhost, "
+            f"or have it served by this name too ({self._option}{shown}).\n"
+        )
+
+
+def _host_name(host: str) -> str:
+    """Without its port, in the one way of writing it."""
+    name, separator, port = host.rpartition(":")
+    if not separator or not (port.isascii() and port.isdigit()):
+        name = host
+    # An address of version 6 is in brackets, where a port may follow.
+    return name.lower().removesuffix(".")
 
 
 _GUARDS = {

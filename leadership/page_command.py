@@ -44,6 +44,15 @@ def dashboard(
         str,
         typer.Option(metavar="H:P", help="Where the page is served; port 0: any that is free."),
     ] = "127.0.0.1:8080",
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name by which browsers may ask for it, as behind a proxy; may be repeated. "
+            "Addresses, localhost and the host of --listen need not be given.",
+            show_default=False,
+        ),
+    ] = None,
     connect_timeout: ConnectTimeout = 10.0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Report on stderr as JSON, one object a line.")
@@ -73,7 +82,7 @@ def dashboard(
             telling_signals(told, signal.SIGINT, signal.SIGTERM),
         ):
             survey = _survey(store, prefix)
-            page = Dashboard(survey, listen)
+            page = Dashboard(survey, listen, host or ())
             try:
                 _first_look(store, survey, connect_timeout)
                 store.core.call(page.start)

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPConnection
 from typing import Any
 
@@ -32,6 +32,27 @@ from .servers.programs import ServerMissingError
 # Milliseconds: two busy cores, and a browser on them.
 expect.set_options(timeout=20_000)
 
+STRANGER = "rebound.example"
+
+# Notes what is shown, if only for a moment.
+SPY = """() => {
+    window.strange = [];
+    new MutationObserver((changes) => {
+        for (const { target } of changes) {
+            if (/NaN|undefined/.test(target.textContent)) window.strange.push(target.textContent);
+        }
+    }).observe(document.body, { subtree: true, childList: true, characterData: true });
+}"""
+
+# Shows how much the page's script remembers, and lets a test speak for the server.
+INSIDE = """
+    const maps = new Set();
+    const set = Map.prototype.set;
+    Map.prototype.set = function (...entry) { maps.add(this); return set.call(this, ...entry); };
+    window.largest = () => Math.max(...[...maps].map((each) => each.size));
+    window.EventSource = class { constructor() { window.source = this; } };
+"""
+
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=alert(1)>"
 
 
@@ -44,7 +65,13 @@ def chromium() -> Iterator[Browser]:
         pytest.fail(str(error), pytrace=False)
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu"]
+            executable_path=program,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                # As a stranger's name server would say, once his page has been loaded.
+                f"--host-resolver-rules=MAP {STRANGER} 127.0.0.1",
+            ],
         )
         yield launched
         launched.close()
@@ -83,9 +110,9 @@ def open_page(chromium: Browser) -> Iterator[Open]:
 
 
 @contextlib.contextmanager
-def dashboard(store: Store, prefix: str = "") -> Iterator[str]:
+def dashboard(store: Store, prefix: str = "", hosts: Sequence[str] = ()) -> Iterator[str]:
     """The page of a store in this process; its address."""
-    page = Dashboard(Survey(store.core.backend, prefix), "127.0.0.1:0")
+    page = Dashboard(Survey(store.core.backend, prefix), "127.0.0.1:0", hosts)
     store.core.call(page.start)
     try:
         yield f"http://{page.address}/"
@@ -153,6 +180,66 @@ def test_whatever_the_store_says_is_text(store: Store, open_page: Open) -> None:
         assert page.title() == "leadership"
         assert page.locator("script").count() == 1
         assert page.locator("h2 b, h2 i, img").count() == 0
+
+
+@pytest.mark.backend("memory")
+def test_names_that_mean_something_to_a_script_are_names_as_any_other(
+    store: Store, open_page: Open
+) -> None:
+    names = ["constructor", "__proto__", "toString", "hasOwnProperty", "valueOf"]
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            candidate = Candidate(store, name, name, ttl=60)
+            stack.enter_context(candidate.campaign(timeout=10))
+        page = open_page(stack.enter_context(dashboard(store)))
+        expect(page.locator(".value")).to_have_text(sorted(names))
+        expect(page.locator("h2")).to_have_text(sorted(names))
+
+
+@pytest.mark.backend("peers")
+def test_a_lease_of_any_name_is_looked_up_by_that_name_alone(open_page: Open) -> None:
+    """On peers a lease is called as its key; that of another election is not told."""
+    names = ["constructor", "__proto__", "toString"]
+    cluster = PeersCluster(1, ui=1)
+    [store] = cluster.start(0)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(store)
+        page = open_page(f"http://{cluster.addresses[0]}/ui")
+        page.evaluate(SPY)
+        for name in names:
+            stack.enter_context(Candidate(store, name, name, ttl=1).campaign(timeout=20))
+        expect(page.locator(".value")).to_have_text(sorted(names))
+        expect(page.locator(".left")).to_have_text([re.compile(r"^\d\.\d s$")] * len(names))
+        shown = page.locator(".elections").inner_text()
+        assert "NaN" not in shown
+        assert page.evaluate("window.strange") == []
+
+
+@pytest.mark.backend("memory")
+def test_a_page_that_is_open_for_long_remembers_only_what_it_shows(
+    store: Store, chromium: Browser
+) -> None:
+    with dashboard(store) as url, chromium.new_context() as context:
+        page = context.new_page()
+        page.add_init_script(INSIDE)
+        page.goto(url)
+        page.wait_for_function("window.source")
+        largest = page.evaluate("""() => {
+            const take = (message) => window.source.onmessage({ data: JSON.stringify(message) });
+            window.source.onopen();
+            const rest = { since: 0, left_out: 0, ends: {}, cut_since: null, trouble: "" };
+            const exactly = { began_exactly: true, ended_exactly: true };
+            for (let number = 0; number < 400; number++) {
+                const name = `name ${number}`;
+                const term = { name, token: 1, began: 0, ended: null, ...exactly };
+                const queue = { waiting: [`w ${number}`], waiting_count: 1 };
+                const election = { key: "k", term, ...queue, past: [], lease: "" };
+                take({ now: number, changed: [election], gone: [], ...rest });
+            }
+            return window.largest();
+        }""")
+        assert page.locator(".value").inner_text() == "name 399"
+        assert largest < 100
 
 
 @pytest.mark.backend("memory")
@@ -243,6 +330,71 @@ def test_a_node_shows_nothing_where_the_page_is_switched_off() -> None:
                 urllib.request.urlopen(f"http://{cluster.addresses[0]}/{path}", timeout=10)
 
 
+def answers(url: str, host: str, path: str) -> tuple[int, str]:
+    """The status and the text that whoever asks by this name gets; the page's is not read."""
+    where = urllib.parse.urlsplit(url)
+    asking = HTTPConnection(str(where.hostname), where.port, timeout=10)
+    with contextlib.closing(asking):
+        asking.request("GET", path, headers={"Host": host})
+        answer = asking.getresponse()
+        return answer.status, "" if answer.status == 200 else answer.read().decode()
+
+
+@pytest.mark.backend("memory")
+def test_a_strangers_name_that_leads_here_reads_nothing(store: Store, chromium: Browser) -> None:
+    """Or a page of his, in somebody's browser, could read what only this machine may."""
+    with dashboard(store) as url, chromium.new_context() as context:
+        page = context.new_page()
+        page.goto(url.replace("127.0.0.1", STRANGER))
+        text = page.locator("body").inner_text()
+        assert STRANGER in text
+        assert "--host" in text
+        # It has his origin, so his script may ask this.
+        assert page.evaluate("fetch('/events').then((told) => told.status)") == 421
+
+
+@pytest.mark.backend("memory")
+def test_the_page_is_served_by_addresses_local_names_and_names_that_were_given(
+    store: Store,
+) -> None:
+    with dashboard(store, hosts=["leaders.example"]) as url:
+        port = urllib.parse.urlsplit(url).port
+        for host in (
+            f"127.0.0.1:{port}",
+            f"[::1]:{port}",
+            "[::1]",
+            f"localhost:{port}",
+            "10.0.0.7:8080",
+            "Leaders.Example",
+            "leaders.example.:443",
+        ):
+            for path in ("/", "/events"):
+                assert answers(url, host, path) == (200, "")
+        for host in (
+            "example",
+            "leaders.example.org:8080",
+            "127.0.0.1.example:8080",
+            "localhost.example",
+            "[::1].example",
+        ):
+            for path in ("/", "/events", "/other"):
+                status, text = answers(url, host, path)
+                assert (status, "--host" in text) == (421, True), host
+
+
+@pytest.mark.backend("peers")
+def test_a_nodes_page_is_served_by_its_addresses_and_names_that_were_given() -> None:
+    cluster = PeersCluster(1, ui_hosts="a.example,leaders.example")
+    [store] = cluster.start(0)
+    with store:
+        url = f"http://{cluster.addresses[0]}"
+        for path in ("/ui", "/ui/events", "/leadership/elections"):
+            for host in (cluster.addresses[0], "localhost", "a.example", "leaders.example:80"):
+                assert answers(url, host, path) == (200, "")
+            status, text = answers(url, STRANGER, path)
+            assert (status, "ui_hosts" in text) == (421, True)
+
+
 @pytest.mark.backend("memory")
 def test_other_paths_and_methods_get_a_plain_refusal(store: Store) -> None:
     with dashboard(store) as url:
@@ -294,6 +446,7 @@ def test_an_address_in_use_is_an_error_that_says_so(store: Store) -> None:
     ("options", "message"),
     [
         (("--listen", "nowhere"), "write HOST:PORT"),
+        (("--host", "http://a/"), "give a name"),
         (("--prefix", "a//b"), "segment"),
         (("--connect-timeout", "0"), "above 0"),
     ],
