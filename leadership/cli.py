@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -15,6 +16,9 @@ BAD = 2
 INTERNAL = 70
 """The exit status for what should not have happened (EX_SOFTWARE)."""
 
+SHORT = 71
+"""The exit status where the system gives no more descriptors, threads or memory (EX_OSERR)."""
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit.
@@ -23,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: without the program's name; the process's own if None.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _occupy_what_is_closed()
     try:
         status = _run(given)
     except KeyboardInterrupt:
@@ -34,6 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         discard_output()
     sys.exit(status)
+
+
+def _occupy_what_is_closed() -> None:
+    """Nothing that we open may be taken for our input or output; what we start does not get it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest that is free, so just this one.
+            os.open(os.devnull, os.O_RDWR)
 
 
 def discard_output() -> None:
@@ -70,9 +85,18 @@ def _run(given: list[str]) -> int:
     except typer.Abort:
         return 130
     except Exception as error:
+        if _is_shortage(error):
+            return _fail(f"the system gives this process no more: {error}; raise its limits", SHORT)
         where = traceback.extract_tb(error.__traceback__)[-1]
         return _fail(f"internal error: {error!r} at {where.filename}:{where.lineno}", INTERNAL)
     return int(status or 0)
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Of descriptors, memory, processes or threads: nothing is wrong with the program."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+    return isinstance(error, RuntimeError) and "start new thread" in str(error)
 
 
 def _fail(message: str, status: int = BAD) -> int:

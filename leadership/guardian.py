@@ -98,21 +98,24 @@ class _Process:
     """One run of the guardian: the process, and our end of its channel."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, contextlib.ExitStack() as leader:
+        with contextlib.ExitStack() as failed, contextlib.ExitStack() as passed:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            failed.callback(ours.close)
+            passed.callback(theirs.close)
             pidfd = os.pidfd_open(os.getpid())
-            leader.callback(os.close, pidfd)
+            passed.callback(os.close, pidfd)
+            numbers = [_beyond_standard(each, passed) for each in (theirs.fileno(), pidfd)]
             folder = str(Path(__file__).parent)
-            passed = (theirs.fileno(), pidfd)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, folder, *map(str, passed)],
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, folder, *map(str, numbers)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=passed,
+                pass_fds=numbers,
                 start_new_session=True,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             )
+            failed.pop_all()
         self.pid = self._process.pid
         self._socket = ours
         self.channel = Channel(ours)
@@ -190,9 +193,9 @@ class Guardian:
         with self._changed:
             number = next(self._numbers)
             self._hearers[number] = on_trouble
-            unable = self.unable
-            if unable is None:
+            if self.unable is None:
                 self._begin()
+            unable = self.unable
         if unable is not None:
             on_trouble(unable)
         return number
@@ -317,12 +320,16 @@ class Guardian:
         return bool(self._hearers) and self.unable is None
 
     def _begin(self) -> None:
-        if self._thread is None:
+        if self._thread is not None:
+            return
+        thread = threading.Thread(target=self._run, name="leadership-guardian", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self.unable = f"no thread can be started to look after it: {error}"
+        else:
             self._ended = Future()
-            self._thread = threading.Thread(
-                target=self._run, name="leadership-guardian", daemon=True
-            )
-            self._thread.start()
+            self._thread = thread
 
     def _say(self, word: str, *rest: Any, descriptors: Sequence[int] = ()) -> bool:
         """Whether it goes to a guardian that is ready."""
@@ -363,7 +370,10 @@ class Guardian:
             process = _Process()
         except OSError as error:
             self._useless += 1
-            why = error.strerror or str(error)
+            if self._useless == _USELESS:
+                # There may be room again: it is tried on.
+                why = error.strerror or str(error)
+                self._tell_trouble(f"the guardian cannot be started now: {why}")
         else:
             with self._changed:
                 self._process = process
@@ -377,13 +387,12 @@ class Guardian:
             if not wanted:
                 return
             self._useless = 0 if was_ready else self._useless + 1
-            why = "it ends at once"
             if was_ready:
                 self._died()
-        if self._useless >= _USELESS:
-            self.give_up(f"the guardian cannot be started: {why}")
-            return
-        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**self._useless)
+            elif self._useless >= _USELESS:
+                self.give_up("the guardian cannot be started: it ends at once")
+                return
+        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self._useless, _USELESS + 3))
         with self._changed:
             self._changed.wait_for(lambda: not self._wanted, pause)
 
@@ -419,6 +428,16 @@ class Guardian:
             hearers = list(self._hearers.values())
         for hear in hearers:
             hear(reason)
+
+
+def _beyond_standard(descriptor: int, passed: contextlib.ExitStack) -> int:
+    """A copy whose number is not that of an input or output, which the guardian has of its own."""
+    # Not on all systems that load this module.
+    import fcntl
+
+    copy: int = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    passed.callback(os.close, copy)
+    return copy
 
 
 def _is_handed_on(number: int) -> bool:

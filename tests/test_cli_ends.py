@@ -57,6 +57,57 @@ def test_a_closed_output_costs_nobody_the_commands_status(descriptor: str) -> No
     assert ended.returncode == 7
 
 
+def test_nothing_of_ours_takes_the_place_of_an_input_or_output_that_is_closed(
+    tmp_path: Path,
+) -> None:
+    """Or lines that are meant for stderr would go to the store, or to the guardian."""
+    found = tmp_path / "found"
+    look = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "def open_ones(pid):\n"
+        "    places = [Path(f'/proc/{pid}/fd/{number}') for number in range(3)]\n"
+        "    return [str(place.readlink()) for place in places if place.is_symlink()]\n"
+        "guardian = os.getppid()\n"
+        "stat = Path(f'/proc/{guardian}/stat').read_text()\n"
+        "runner = stat.rpartition(')')[2].split()[1]\n"
+        "is_guarded = b'_guardian' in Path(f'/proc/{guardian}/cmdline').read_bytes()\n"
+        "with open(sys.argv[1], 'w') as file:\n"
+        "    print(is_guarded, open_ones(runner), file=file)\n"
+    )
+    ended = subprocess.run(
+        [
+            *("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *PROGRAM, *RUN, "--"),
+            *(sys.executable, "-c", look, str(found)),
+        ],
+        env=environment(),
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 0
+    assert found.read_text() == f"True {['/dev/null'] * 3}\n"
+
+
+def test_where_no_thread_can_be_started_that_is_said_with_what_to_do() -> None:
+    printed = python(
+        """
+    import sys, threading
+    from leadership.cli import main
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+    threading.Thread.start = refuse
+    sys.stderr = sys.stdout
+    try:
+        main(["leader", "--store", "memory://x", "--key", "k"])
+    except SystemExit as ended:
+        print(ended.code)
+    """
+    )
+    assert "can't start new thread; raise its limits\n71\n" in printed
+    assert "internal error" not in printed
+
+
 def test_following_ends_at_once_where_nobody_can_read_it() -> None:
     ended = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *PROGRAM, "follow", *RUN[1:5]],

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from leadership.backends.memory import MemoryBackend
 from leadership.clock import SystemClock
 from leadership.errors import NotSupported
 from leadership.events import Event, Unguarded
-from leadership.guardian import guardian
+from leadership.guardian import Guardian, guardian
 
 from .candidate_process import CandidateProcess
 from .conftest import MakeEtcd
@@ -219,7 +220,7 @@ def test_a_program_that_ends_in_good_order_leaves_no_guardian(etcd: EtcdClient) 
     printed = python(
         f"""
     from leadership import Candidate, new_store
-    from leadership.guardian import guardian
+    from leadership.guardian import Guardian, guardian
     store = new_store({etcd.url!r})
     term = Candidate(store, "guardian/end", "a", guardian=True).campaign(30)
     assert guardian().wait_ready(30)
@@ -316,6 +317,25 @@ def test_who_wants_no_guardian_shares_no_session_that_one_ends(
 
 
 @pytest.mark.backend("memory")
+def test_a_program_without_input_and_output_has_a_guardian_too(tmp_path: Path) -> None:
+    """Its end of the channel then gets a number that is another's in the guardian."""
+    found = tmp_path / "found"
+    python(
+        f"""
+    import os
+    from leadership.guardian import guardian
+    os.closerange(0, 3)
+    use = guardian().use(lambda reason: None)
+    ready = guardian().wait_ready(30)
+    guardian().leave(use)
+    with open({str(found)!r}, "w") as file:
+        print(ready, file=file)
+    """
+    )
+    assert found.read_text() == "True\n"
+
+
+@pytest.mark.backend("memory")
 class TestWithout:
     """Where there can be none, that is said once, and the ttl holds."""
 
@@ -338,12 +358,46 @@ class TestWithout:
         monkeypatch.setattr("leadership.guardian.sys.executable", "/bin/false")
         self.check("cannot be started")
 
-    def check(self, reason: str) -> None:
+    def test_where_no_thread_can_be_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        start = threading.Thread.start
+
+        def starting(thread: threading.Thread) -> None:
+            if thread.name == "leadership-guardian":
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr("leadership.guardian._guardian", None)
+        monkeypatch.setattr(threading.Thread, "start", starting)
+        self.check("no thread")
+
+    def test_where_no_process_can_be_started_it_is_tried_until_one_can(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made: list[Guardian] = []
+        popen = subprocess.Popen
+
+        def refuse(*arguments: object, **options: object) -> None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        monkeypatch.setattr("leadership.guardian._guardian", None)
+        monkeypatch.setattr("leadership.guardian._LONGEST_PAUSE", 0.2)
+        monkeypatch.setattr("leadership.guardian.subprocess.Popen", refuse)
+
+        def when_there_is_room_again() -> None:
+            monkeypatch.setattr("leadership.guardian.subprocess.Popen", popen)
+            made.append(guardian())
+            assert guardian().wait_ready(READY)
+
+        self.check("temporarily unavailable", when_there_is_room_again)
+        assert made[0].unable is None
+
+    def check(self, reason: str, meanwhile: Callable[[], None] = lambda: None) -> None:
         events: list[Event] = []
         with new_store("memory://unguarded", hooks=[events.append]) as store:
             for key in ("a", "b"):
                 with Candidate(store, key, "a", guardian=True).campaign(READY) as term:
                     assert term.is_valid()
                     wait_until(lambda: told(events, Unguarded), READY, "why there is none")
+                    meanwhile()
         (only,) = told(events, Unguarded)
         assert reason in only.reason
