@@ -47,6 +47,8 @@ _LONGEST_NAP = 0.25
 _EARLIER = 0.8
 _REMINDER = 1.0
 """Seconds after which it is told what survives; then after twice as long each time."""
+_RELEASE = 1.0
+"""Seconds that a release may take before a further signal makes us leave without it."""
 _GUARDIAN_START = 5.0
 """Seconds for a guardian to start."""
 
@@ -137,6 +139,7 @@ class Runner:
         self._drain = grace
         self._status = 0
         self._asked = 0
+        self._releasing_since = 0.0
         self._over = threading.Event()
         self._job: _Job | None = None
         self._mail: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -158,12 +161,15 @@ class Runner:
         for stopping in (signal.SIGTTOU, signal.SIGTTIN):
             signal.signal(stopping, signal.SIG_IGN)
         guard.start()
-        with telling_signals(self._told, *_STOPPING, signal.SIGTSTP):
+        with telling_signals(self._told, *_STOPPING, signal.SIGTSTP) as afterwards:
             try:
                 self._say_waiting()
                 self._candidate.run(self._work)
             finally:
                 self._over.set()
+                if self._asked:
+                    # We are leaving already, with a status that says why.
+                    afterwards.update(dict.fromkeys(afterwards, signal.SIG_IGN))
         self._mail.put(None)
         guard.join()
         return self._status
@@ -224,7 +230,8 @@ class Runner:
         how = f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
         if isinstance(job.child, GuardedChild) and job.child.overdue:
             self._say_killed(job, "the guardian killed the command, whose time was over")
-        self._say("ended", f"the command {how}", status=shown, at=self._clock.now())
+        self._releasing_since = self._clock.now()
+        self._say("ended", f"the command {how}", status=shown, at=self._releasing_since)
         if self._asked:
             return False
         if by_itself and isinstance(job.child, GuardedChild):
@@ -409,13 +416,14 @@ class Runner:
         running = job is not None and not job.child.gone
         if self._asked == 1:
             self._status = 128 + number
+            self._releasing_since = self._clock.now()
             self._say("signal", f"{number.name}: stopping", name=number.name, at=self._clock.now())
             if job is not None and running:
                 self._stop(job, f"we were sent {number.name}")
             threading.Thread(target=self._withdraw, name="leadership-withdraw", daemon=True).start()
         elif job is not None and running:
             self._kill(job)
-        else:
+        elif self._clock.now() >= self._releasing_since + _RELEASE:
             # The store does not answer, and somebody has no patience: the key will lapse.
             self._say("left", "leaving at once; the key lapses by itself", at=self._clock.now())
             self._reporter.close(0.5)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
@@ -21,10 +22,15 @@ def _nothing(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def telling_signals(act: Callable[[signal.Signals], None], *numbers: int) -> Iterator[None]:
+def telling_signals(
+    act: Callable[[signal.Signals], None], *numbers: int
+) -> Iterator[dict[int, Any]]:
     """Call `act` with each of these signals that comes while the block runs.
 
     On the main thread only. What was ignored, as under nohup, stays so.
+
+    Yields:
+        by number, how each is handled after the block: as before, unless that is changed.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -35,7 +41,7 @@ def telling_signals(act: Callable[[signal.Signals], None], *numbers: int) -> Ite
                 if received[0] in before:
                     act(signal.Signals(received[0]))
 
-    before = {
+    before: dict[int, Any] = {
         number: signal.signal(number, _nothing)
         for number in numbers
         if signal.getsignal(number) is not signal.SIG_IGN
@@ -44,7 +50,7 @@ def telling_signals(act: Callable[[signal.Signals], None], *numbers: int) -> Ite
     thread = threading.Thread(target=tell, name="leadership-signals", daemon=True)
     thread.start()
     try:
-        yield
+        yield before
     finally:
         signal.set_wakeup_fd(former)
         for number, handler in before.items():

@@ -13,6 +13,7 @@ import sys
 import termios
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -230,6 +231,21 @@ def test_while_something_of_the_command_cannot_be_ended_that_is_told_and_nothing
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_is_impatient_to_the_very_end_gets_the_same_status(number: signal.Signals) -> None:
+    """Also where the last of many signals comes when all is done but our own exit."""
+    with Command(*RUN, "--ttl", "20", "--json", "--", "sleep", "60") as running:
+        running.wait_for("started")
+        with contextlib.suppress(ProcessLookupError):
+            while running.process.poll() is None:
+                running.send(number)
+                # About as long as the end takes: some come in each part of it.
+                Event().wait(0.01)
+        assert running.status() == 128 + number
+        told = running.told()
+    assert told.count("signal") == told.count("released") == 1
 
 
 def test_a_command_is_not_started_where_its_guard_cannot_be() -> None:
