@@ -38,6 +38,8 @@ _LONGEST_REASON = 1000
 # A wait is measured on a clock that stands still in suspend.
 _LONGEST_NAP = 0.25
 _TRY_AGAIN = 0.1
+# What ends wakes us up; what does not must not keep us busy.
+_NEXT_ROUND = 0.005
 # A leader that lives has started another guardian long before: it was cut off from
 # this one, or has become another program.
 _FORGOTTEN = 30.0
@@ -148,6 +150,7 @@ class Guardian:
         self._work: Work | None = None
         self._until: float | None = None
         self._told_overdue = False
+        self._is_killing = False
         self._dismissed = False
         self._wake: int | None = None
         self._cut_at: float | None = None
@@ -175,6 +178,8 @@ class Guardian:
 
     def _nap(self) -> float | None:
         """Milliseconds."""
+        if self._is_killing and self._work is not None:
+            return 1000 * _NEXT_ROUND
         if self._until is not None and self._work is not None:
             return 1000 * min(max(0.0, self._until - self._clock()), _LONGEST_NAP)
         return 1000 * _FORGOTTEN / 10 if self._channel.ended else None
@@ -198,7 +203,7 @@ class Guardian:
             case ("forget", number):
                 self._plans.pop(number, None)
             case ("start", until):
-                self._until, self._told_overdue = until, False
+                self._until, self._told_overdue, self._is_killing = until, False, False
                 # One of us may have stood still since it was asked for.
                 if self._clock() < until:
                     self._start(descriptors)
@@ -208,6 +213,7 @@ class Guardian:
             case ("until", until):
                 self._until = until
             case ("signal", number, serial):
+                self._is_killing = self._is_killing or number == signal.SIGKILL
                 permitted = self._work is None or self._work.signal(number)
                 self._channel.send("signalled", serial, permitted)
             case ("end",):
@@ -249,10 +255,14 @@ class Guardian:
             self._channel.send("ended", status, work.gone)
         elif work.gone:
             self._channel.send("gone")
-        if self._work is not None and self._until is not None and self._clock() >= self._until:
-            if not self._told_overdue:
-                self._told_overdue = True
-                self._channel.send("overdue")
+        if work.gone:
+            return
+        is_overdue = self._until is not None and self._clock() >= self._until
+        if is_overdue and not self._told_overdue:
+            self._told_overdue = self._is_killing = True
+            self._channel.send("overdue")
+        if self._is_killing:
+            # Round by round, for what is forked meanwhile.
             work.kill()
 
     # --- after the leader's death ---
@@ -295,7 +305,7 @@ class Guardian:
             assert self._wake is not None
             poll = select.poll()
             poll.register(self._wake, select.POLLIN)
-            poll.poll(5)
+            poll.poll(1000 * _NEXT_ROUND)
             _drain(self._wake)
 
     def _is_let_go(self, until: float) -> bool:

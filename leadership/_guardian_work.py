@@ -200,13 +200,16 @@ def _group_of(pid: int) -> int | None:
 
 
 def descendants() -> Iterator[int]:
-    """Children, then their children: who is signalled first forks no more."""
+    """Children, then their children: who is signalled first forks no more.
+
+    All that are found at once come at once: who waits while others are looked into has
+    forked meanwhile, and gone.
+    """
     children = _children if os.path.exists(_children_of(os.getpid(), "self")) else _scanned()
-    waiting = children(os.getpid())
-    while waiting:
-        pid = waiting.pop(0)
-        yield pid
-        waiting += children(pid)
+    found = children(os.getpid())
+    while found:
+        yield from found
+        found = [child for pid in found for child in children(pid)]
 
 
 def _children_of(pid: int | str, thread: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -16,6 +17,7 @@ import pytest
 from leadership._guardian import Channel, Guardian
 from leadership.backends import _etcd_release, _peers_release, _zookeeper_release
 from leadership.backends._peers_code import code, digest
+from leadership.clock import SystemClock
 from leadership.store import Store
 
 from .conftest import MakeEtcd
@@ -24,6 +26,8 @@ from .servers.etcd import ROOT
 from .servers.etcd_client import EtcdClient
 from .servers.zookeeper import ZooKeeperClient
 from .waiting import wait_until
+
+CLOCK = SystemClock()
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfd")
 
@@ -62,6 +66,9 @@ class Survivor:
     def kill(self) -> bool:
         self.kills += 1
         return True
+
+    def signal(self, number: int) -> bool:
+        return self.kill()
 
     def reap(self) -> int | None:
         return None
@@ -180,6 +187,32 @@ def test_if_anything_of_the_command_survives_nothing_is_released(rig: Rig) -> No
     assert rig.released() == 0
     os.close(reading)
     os.close(writing)
+
+
+def test_what_was_forked_while_it_was_killed_is_killed_next(rig: Rig) -> None:
+    """Long before its time is over: whoever asks for it waits for the end of all."""
+    work: Any = Survivor()
+    rig.guardian._work, rig.guardian._until = work, float("inf")
+    rig.plan(write)
+    rig.start()
+    rig.end.send(marshal.dumps(("signal", int(signal.SIGKILL), 1)))
+    wait_until(lambda: work.kills > 5, what="further rounds")
+    rig.guardian._work = None
+    rig.end.send(marshal.dumps(("end",)))
+    rig.finish()
+
+
+def test_what_cannot_be_ended_does_not_keep_a_processor_busy(rig: Rig) -> None:
+    work: Any = Survivor()
+    rig.guardian._work, rig.guardian._until = work, 0.0
+    rig.plan(write)
+    at = CLOCK.now()
+    rig.start()
+    wait_until(lambda: work.kills > 40, what="it to be tried again and again")
+    assert CLOCK.now() - at > 40 * 0.004
+    rig.guardian._work = None
+    rig.end.send(marshal.dumps(("end",)))
+    rig.finish()
 
 
 def test_while_another_process_holds_the_leaders_end_nothing_is_released(rig: Rig) -> None:

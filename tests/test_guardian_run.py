@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from leadership._guardian_work import Cgroup
 from leadership.clock import SystemClock
 from leadership.guardian import group_name
 
-from .command import PATIENCE, Command
+from .command import PATIENCE, PROGRAM, Command, environment
 from .guarded import guardians, is_running
 from .servers.etcd_client import EtcdClient
 from .waiting import wait_until
@@ -225,6 +227,58 @@ def test_what_left_for_a_session_of_its_own_ends_before_the_key_is_released(
         ended = {pid for _, _, pid in log.lines()}
         assert not any(is_running(pid) for pid in ended)
         assert log.last() < next_term(store, key)
+
+
+# Thirty that fork, and are gone, as fast as they can; for a while, if nothing ends them.
+FLEEING = """
+import os, signal, sys
+from leadership.clock import SystemClock
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+end = SystemClock().now() + 40
+for _ in range(30):
+    if os.fork() == 0:
+        break
+else:
+    open(sys.argv[1], "w").close()
+    signal.pause()
+while SystemClock().now() < end:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+"""
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare"
+)
+def test_what_forks_as_fast_as_it_can_ends_also_without_a_control_group(
+    key: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "fleeing.py"
+    script.write_text(FLEEING)
+    flees = tmp_path / "flees"
+    hidden = 'mount -t tmpfs none /sys/fs/cgroup; exec "$@"'
+    store = ("--store", "memory://x", "--key", key, "--id", "a")
+    options = (*store, "--ttl", "60", "--grace", "0.2", "--json")
+    command = subprocess.Popen(
+        [
+            *("unshare", "--mount", "sh", "-c", hidden, "sh", *PROGRAM, "run", *options),
+            *("--", sys.executable, str(script), str(flees)),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    with command:
+        assert command.stderr is not None
+        events = map(json.loads, command.stderr)
+        wait_until(flees.exists, PATIENCE, "all of them")
+        at = CLOCK.now()
+        command.send_signal(signal.SIGTERM)
+        assert "killed" in (event["event"] for event in events)
+        assert command.wait(60) == 128 + signal.SIGTERM
+        assert CLOCK.now() - at < 20
 
 
 def test_ctrl_c_reaches_the_runner_alone(etcd: EtcdClient, key: str, log: Log) -> None:
