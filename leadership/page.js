@@ -80,9 +80,11 @@
     const { term } = election;
     parts.article.classList.toggle("unled", !term);
     put(parts.value, term ? term.name : "nobody leads");
+    parts.value.title = term ? term.name : "";
     parts.mark.style.setProperty("--hue", term ? hueOf(term.name) : 0);
     put(parts.aging, term ? "term age" : "no leader for");
-    put(parts.token, term ? String(term.token) : "–");
+    put(parts.token, term ? term.token : "–");
+    parts.token.classList.toggle("long", Boolean(term) && term.token.length > 9);
     showQueue(parts, election);
     showPast(parts, election);
     parts.drawn = null;
@@ -93,6 +95,7 @@
       ...(waiting || []).map((name) => {
         const item = make("li");
         item.append(make("bdi", "", name));
+        item.title = name;
         item.style.setProperty("--hue", hueOf(name));
         return item;
       }),
@@ -115,7 +118,7 @@
         const known = term.began_exactly && term.ended_exactly;
         row.append(
           name,
-          make("td", "", String(term.token)),
+          make("td", "", term.token),
           make("td", "", (term.began_exactly ? "" : "before ") + clockAt(term.began)),
           make("td", "", (known ? "" : "~ ") + lasting(term.ended - term.began)),
         );
@@ -205,11 +208,14 @@
     const all = [...elections.values()];
     const led = all.filter((each) => each.term).length;
     const waits = all.filter((each) => each.waiting !== null);
-    put(get("count"), String(all.length + state.left_out));
-    put(get("led"), String(led));
-    put(get("unled"), String(all.length - led));
+    const known = all.length > 0 || state.cut_since === null;
+    const number = (count) => (known ? String(count) : "–");
+    put(get("count"), number(all.length + state.left_out));
+    put(get("counted"), all.length + state.left_out === 1 ? "election" : "elections");
+    put(get("led"), number(led));
+    put(get("unled"), number(all.length - led));
     get("unled-box").classList.toggle("some-unled", led < all.length);
-    put(get("waiters"), waits.length || !all.length ? String(waits.reduce((sum, each) => sum + each.waiting_count, 0)) : "?");
+    put(get("waiters"), waits.length || !all.length ? number(waits.reduce((sum, each) => sum + each.waiting_count, 0)) : "?");
     get("none").hidden = all.length > 0 || state.cut_since !== null;
     get("more").hidden = !state.left_out;
     put(get("more"), `${state.left_out} more elections are not shown: give a longer prefix.`);
@@ -229,7 +235,7 @@
     document.body.classList.toggle("stale", !connected || Boolean(cut));
     const trouble = get("trouble");
     trouble.hidden = !(connected && cut && state.trouble);
-    if (state && cut) put(trouble, `Cut off since ${clockAt(state.cut_since)}: ${state.trouble}. What is shown is what was known before.`);
+    if (state && cut) put(trouble, `Cut off since ${clockAt(state.cut_since)}: ${state.trouble}. ${elections.size ? "What is shown is what was known before." : "Nothing is known of elections yet."}`);
   };
 
   const applyFilter = () => {

@@ -37,7 +37,8 @@ _encode = msgspec.json.Encoder().encode
 
 class _Term(msgspec.Struct, frozen=True):
     name: str
-    token: int
+    # Some are longer than the numbers of a browser.
+    token: str
     began: float
     began_exactly: bool
     ended: float | None
@@ -239,7 +240,7 @@ def _election(seen: SeenElection) -> _Election:
 def _term(seen: SeenTerm) -> _Term:
     return _Term(
         _short(seen.value),
-        seen.token,
+        str(seen.token),
         seen.began,
         seen.began_exactly,
         seen.ended,

@@ -18,6 +18,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from leadership import Candidate, Store, new_store
+from leadership.backend import Entry
 from leadership.dashboard import Dashboard
 from leadership.errors import ConfigurationError
 from leadership.faults import FaultyBackend
@@ -231,7 +232,7 @@ def test_a_page_that_is_open_for_long_remembers_only_what_it_shows(
             const exactly = { began_exactly: true, ended_exactly: true };
             for (let number = 0; number < 400; number++) {
                 const name = `name ${number}`;
-                const term = { name, token: 1, began: 0, ended: null, ...exactly };
+                const term = { name, token: "1", began: 0, ended: null, ...exactly };
                 const queue = { waiting: [`w ${number}`], waiting_count: 1 };
                 const election = { key: "k", term, ...queue, past: [], lease: "" };
                 take({ now: number, changed: [election], gone: [], ...rest });
@@ -240,6 +241,29 @@ def test_a_page_that_is_open_for_long_remembers_only_what_it_shows(
         }""")
         assert page.locator(".value").inner_text() == "name 399"
         assert largest < 100
+
+
+@pytest.mark.backend("memory")
+def test_a_token_is_shown_to_its_last_digit(
+    store: Store, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than a browser's numbers: as of ZooKeeper, after many elections of its own."""
+    token = 2**62 + 1
+    made = Entry.__init__
+    monkeypatch.setattr(Entry, "__init__", lambda self, value, _: made(self, value, token))
+    with dashboard(store) as url, Candidate(store, "k", "a", ttl=60).campaign(timeout=10):
+        page = open_page(url, viewport={"width": 360, "height": 740})
+        expect(page.locator(".token")).to_have_text(str(token))
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.backend("memory")
+def test_before_the_store_has_answered_nothing_is_counted(store: Store, open_page: Open) -> None:
+    with FaultyBackend.under(store).cut_off(), dashboard(store) as url:
+        page = open_page(url)
+        expect(page.locator("#trouble")).to_contain_text("Nothing is known of elections yet")
+        for name in ("count", "led", "unled", "waiters"):
+            expect(page.locator(f"#{name}")).to_have_text("\N{EN DASH}")
 
 
 @pytest.mark.backend("memory")
