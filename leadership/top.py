@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 HEADINGS = ("election", "leader", "token", "term age", "lease left", "waiting")
 
+# Columns that a terminal of this width has room for, beside who leads what.
+_NEEDS = {"token": 56, "term age": 36, "lease left": 56, "waiting": 72}
+
 _KEYS = {"q": "quit", "Q": "quit", "j": "down", "k": "up", "\x1b[B": "down", "\x1b[A": "up"}
 _KEYS |= {"\x1b[6~": "page down", "\x1b[5~": "page up", " ": "page down", "\x03": "quit"}
 
@@ -143,7 +146,8 @@ def _drawn(survey: Survey, look: Look, console: Console, first: int, room: int) 
     table = Table(box=None, expand=True, padding=(0, 1, 0, 0), header_style="bold")
     # In 80 columns what stands first is most worth its room.
     ratios = {"election": 6, "leader": 5, "waiting": 3}
-    for heading in HEADINGS:
+    headings = [each for each in HEADINGS if console.width >= _NEEDS.get(each, 0)]
+    for heading in headings:
         table.add_column(
             heading,
             justify="right" if heading in ("token", "lease left") else "left",
@@ -153,9 +157,10 @@ def _drawn(survey: Survey, look: Look, console: Console, first: int, room: int) 
         )
     for each in shown:
         style = "red" if each.term is None else None
-        key, *others = row(each, look)
+        told = dict(zip(HEADINGS, row(each, look), strict=True))
         # What all have in common stands above.
-        cells = [Text(key.removeprefix(f"{printable(survey.prefix)}/")), *map(Text, others)]
+        told["election"] = told["election"].removeprefix(f"{printable(survey.prefix)}/")
+        cells = [Text(told[heading]) for heading in headings]
         if each.term is not None:
             cells[1].stylize("bold green")
         table.add_row(*cells, style=style)
@@ -164,7 +169,8 @@ def _drawn(survey: Survey, look: Look, console: Console, first: int, room: int) 
     where = f"{address} {survey.prefix}/" if survey.prefix else address
     title = Text(f"leadership  {printable(where)}", style="bold", no_wrap=True, overflow="ellipsis")
     if look.cut_since is None:
-        counted = f"{len(look.elections) + look.left_out} elections, {led} led"
+        number = len(look.elections) + look.left_out
+        counted = f"{number} election{'' if number == 1 else 's'}, {led} led"
         state = Text(counted, no_wrap=True, overflow="ellipsis")
     else:
         cut = f"cut off from the store for {lasting(look.at - look.cut_since)}: {look.trouble}"
@@ -173,7 +179,8 @@ def _drawn(survey: Survey, look: Look, console: Console, first: int, room: int) 
     hidden = f"   {first} above, {below} below" if first or below else ""
     keys = Text(f"q quits, arrows scroll{hidden}", style="dim", no_wrap=True)
     blanks = [Text("")] * max(0, room - max(1, len(shown)))
-    body: list[Any] = [table] if shown else [Text("no election here yet", style="dim")]
+    nothing = "no election here yet" if look.cut_since is None else "nothing is known yet"
+    body: list[Any] = [table] if shown else [Text(nothing, style="dim")]
     return Group(title, state, *body, *blanks, keys)
 
 

@@ -178,13 +178,13 @@ def test_elections_that_share_a_session_are_one_plan_and_their_renewals_no_messa
     prefix = f"guardian/{uuid.uuid4().hex}"
     with new_store(etcd.url) as store:
         candidates = [
-            Candidate(store, f"{prefix}/{number}", "a", 3, guardian=True)
+            Candidate(store, f"{prefix}/{number}", "a", 6, guardian=True)
             for number in range(elections)
         ]
         terms = [each.campaign(120) for each in candidates]
         assert guardian_here().wait_ready(READY)
         last = terms[-1]
         until = last.valid_until
-        wait_until(lambda: last.valid_until > until + 2, READY, "some renewals")
+        wait_until(lambda: last.valid_until > until + 3, READY, "some renewals")
         assert all(term.is_valid() for term in terms)
         assert len(said) == 1

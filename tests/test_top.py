@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import pty
 import re
@@ -17,8 +18,11 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import pytest
+from rich.console import Console
 
 from leadership import Candidate, new_store
+from leadership.survey import Look, SeenElection, SeenTerm, Survey
+from leadership.top import _drawn
 
 from .command import PROGRAM, environment, leadership, leadership_here
 from .servers.etcd_client import EtcdClient
@@ -142,6 +146,43 @@ def test_a_signal_leaves_the_terminal_as_it_was(
         assert terminal.status() == status
         assert termios.tcgetattr(terminal.theirs) == terminal.before
         assert terminal.written.rfind(BACK) > terminal.written.rfind(ALTERNATE)
+
+
+def drawn(width: int, *elections: SeenElection, cut_since: float | None = None) -> str:
+    """What stands on a terminal of this width."""
+    look = Look(1000.0, 400.0, elections, 0, {"l": 1006.2}, cut_since, "no answer")
+    with new_store("memory://drawn") as store:
+        console = Console(width=width, height=12, file=io.StringIO())
+        console.print(_drawn(Survey(store.core.backend, ""), look, console, 0, 7))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+ELECTION = SeenElection(
+    "web/leader", SeenTerm("10.0.0.5:8080", 42, 940.0, True), ("10.0.0.6:8080",), lease="l"
+)
+
+
+@pytest.mark.parametrize(
+    ("width", "told"),
+    [
+        (40, ["web/leader", "10.0.0.5", "1 min 00 s"]),
+        (60, ["web/leader", "10.0.0.5:8080", "42", "1 min 00 s", "6.2 s"]),
+        (90, ["web/leader", "10.0.0.5:8080", "42", "1 min 00 s", "6.2 s", "1: 10.0.0.6"]),
+    ],
+)
+def test_in_a_narrow_terminal_who_leads_what_is_shown_first(width: int, told: list[str]) -> None:
+    shown = drawn(width, ELECTION)
+    assert all(each in shown for each in told)
+    assert "1 election, 1 led" in shown
+    assert max(map(len, shown.splitlines())) <= width
+
+
+def test_before_the_store_has_answered_it_is_not_said_that_there_is_no_election() -> None:
+    assert "no election here yet" in drawn(80)
+    shown = drawn(80, cut_since=990.0)
+    assert "nothing is known" in shown
+    assert "no election" not in shown
 
 
 def test_without_a_terminal_it_prints_one_table(etcd: EtcdClient, prefix: str) -> None:
