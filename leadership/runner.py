@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ._guardian_work import descendants
 from .candidate import Candidate, Term
 from .child import Child, adopt_orphans, find_program
 from .clock import Clock
@@ -303,11 +304,23 @@ class Runner:
             try:
                 act()
                 self._look()
+                self._reap_strangers()
             except Exception as error:
                 # A command that nobody guards must not go on.
                 self._say("fault", f"internal error: {error!r}", at=self._clock.now())
                 if self._job is not None:
                     self._kill(self._job)
+
+    def _reap_strangers(self) -> None:
+        """As process number 1 of a container: all orphans in it come to us, whoever's they were."""
+        ours = None if self._guardian is None else self._guardian.process_id
+        if os.getpid() != 1 or ours is None:
+            return
+        for pid in descendants():
+            if pid != ours:
+                # Most are the guardian's.
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
 
     def _nap(self) -> float:
         job = self._job

@@ -281,6 +281,34 @@ def test_what_forks_as_fast_as_it_can_ends_also_without_a_control_group(
         assert CLOCK.now() - at < 20
 
 
+@pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare"
+)
+def test_as_process_number_1_it_reaps_strangers_too(key: str, tmp_path: Path) -> None:
+    """As in a container without an init, where somebody else's orphans come to it."""
+    # It has the runner for its parent, which has not started it.
+    stranger = 'sleep 0.1 & echo $! > "$0"; exec "$@"'
+    look = (
+        "import os, sys, threading\n"
+        "pid = open(sys.argv[1]).read().strip()\n"
+        "while os.path.exists(f'/proc/{pid}'):\n"
+        "    threading.Event().wait(0.01)\n"
+    )
+    number = tmp_path / "number"
+    ended = subprocess.run(
+        [
+            *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
+            *("sh", "-c", stranger, str(number), *PROGRAM, "run", "--store", "memory://x"),
+            *("--key", key, "--id", "a", "--ttl", "60", "--", sys.executable, "-c", look),
+            str(number),
+        ],
+        env=environment(),
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 0
+
+
 def test_ctrl_c_reaches_the_runner_alone(etcd: EtcdClient, key: str, log: Log) -> None:
     with run(etcd, key, "--grace", "0.2", *log.command()) as command:
         log.pids()
