@@ -16,19 +16,16 @@ import pytest
 from leadership import Candidate, new_store
 from leadership.backend import ReleasePlan
 from leadership.backends import _etcd_release
-from leadership.clock import SystemClock
-from leadership.guarded_child import GuardedChild, GuardianDiedError
 from leadership.guardian import Guardian
 from leadership.guardian import guardian as guardian_here
 from leadership.guardian_outbox import Outbox
 
 from .guarded import READY
+from .programs import python
 from .servers.etcd_client import EtcdClient
 from .waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfd")
-
-CLOCK = SystemClock()
 
 
 def plan(number: int, **more: Any) -> ReleasePlan:
@@ -144,17 +141,37 @@ def test_ten_thousand_plans_of_their_own_cost_it_little(guarded: Guarded) -> Non
         guarded.guardian.forget(number)
 
 
-def test_a_guardian_that_stands_still_when_it_is_asked_for_a_command_is_replaced(
-    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("leadership.guarded_child._START", 0.3)
-    former = guarded.pid
-    guarded.stop()
-    with pytest.raises(GuardianDiedError):
-        GuardedChild(guarded.guardian, "/bin/true", ["true"], {}, CLOCK.now() + 60)
-    wait_until(
-        lambda: guarded.guardian.wait_ready(0.1) and guarded.pid != former, READY, "another one"
+def test_a_guardian_that_stands_still_when_it_is_asked_for_a_command_is_replaced() -> None:
+    """In a program of its own: when a guardian has died, all that descends from us is ended."""
+    printed = python(
+        """
+    import os, signal
+    from leadership import guarded_child
+    from leadership.clock import SystemClock
+    from leadership.guardian import Guardian
+
+    guarded_child._START = 0.3
+    guardian = Guardian()
+    use = guardian.use(print)
+    assert guardian.wait_ready(30)
+    former = guardian.process_id
+    os.kill(former, signal.SIGSTOP)
+    try:
+        guarded_child.GuardedChild(
+            guardian, "/bin/true", ["true"], {}, SystemClock().now() + 60
+        )
+    except guarded_child.GuardianDiedError:
+        print("died")
+    while not guardian.wait_ready(30) or guardian.process_id == former:
+        pass
+    child = guarded_child.GuardedChild(
+        guardian, "/bin/true", ["true"], {}, SystemClock().now() + 60
     )
+    print(child.wait())
+    guardian.leave(use).result(30)
+    """
+    )
+    assert printed == "died\n0\n"
 
 
 @pytest.mark.parametrize(
