@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .election import Candidacy
 
 
+# Bound once, for it is on the path of every `is_leader()`.
+_this_process = os.getpid
+
+
 class TermBase:
     """What the sync and the async `Term` have in common: it never blocks.
 
@@ -33,10 +37,11 @@ class TermBase:
         "_clock",
         "_deadline",
         "_generation",
-        "_lapsed",
         "_lease",
+        "_now",
         "_pid",
         "_reason",
+        "_standing",
         "candidacy",
         "elected_at",
         "id",
@@ -62,9 +67,10 @@ class TermBase:
         self._lease = claim.lease
         self._generation = claim.generation
         self._clock = clock
+        self._now = clock.now
         self._pid = os.getpid()
         self._reason: str | None = None
-        self._lapsed = False
+        self._standing = True
         self._deadline = 0.0
         loop = asyncio.get_running_loop()
         self.over: asyncio.Future[str] = loop.create_future()
@@ -78,19 +84,17 @@ class TermBase:
         """
         # The comparison itself is the guarantee; no thread has to have run
         # in between to set a flag. A fork's child shares no lease.
-        generation, until = self._lease.state
-        if (
-            self._reason is None
-            and not self._lapsed
-            and generation == self._generation
-            and self._clock.now() < until
-            and os.getpid() == self._pid
-        ):
-            return True
-        if not self._lapsed:
+        if self._standing:
+            generation, until = self._lease.state
+            if (
+                generation == self._generation
+                and self._now() < until
+                and _this_process() == self._pid
+            ):
+                return True
             # A renewal that was confirmed in time may be stored only now, by a
             # thread that was held up: whoever was told False must not be told True.
-            self._lapsed = True
+            self._standing = False
             self.candidacy.saw_lapse(self)
         return False
 
@@ -153,6 +157,7 @@ class TermBase:
         # A lease that has ended, or lapsed and come back, has no deadline any more.
         self._deadline = self._clock.now() if until == -math.inf else until
         self._reason = reason
+        self._standing = False
         self.over.set_result(reason)
 
     def __repr__(self) -> str:
