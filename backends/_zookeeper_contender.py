@@ -58,6 +58,8 @@ class ZooKeeperContender(Contender):
         self._attempt = ""
         # Whether a quorum has seen it just now, by making it.
         self._just_made = False
+        # Whether only the leader was before it when we looked last.
+        self._next_in_line = False
         self._entering: asyncio.Future[None] | None = None
         # Whether the watch on our entry is set at the server.
         self._guarded = False
@@ -95,7 +97,7 @@ class ZooKeeperContender(Contender):
             await self._entered()
             self._forget()
             self._session = session
-        self._just_made = False
+        self._just_made = self._next_in_line = False
         if not self._name or self._entering is not None:
             await self._enter(session)
         session.holders.add(self)
@@ -107,13 +109,16 @@ class ZooKeeperContender(Contender):
             woken = self._wake = asyncio.get_running_loop().create_future()
             if self._told is not None or session.lease.ended is not None:
                 break
-            before = await self._look(connection)
+            if self._next_in_line:
+                before, stands = await self._look_and_prove(connection)
+            else:
+                before, stands = await self._look(connection), self._just_made
             if self._told is not None:
                 break
             if self.on_answer is not None:
                 self.on_answer()
             if before is None:
-                if not self._just_made and not await self._stands(connection):
+                if not stands and not await self._stands(connection):
                     break
                 if session.lease.is_valid():
                     return claim(self._token, session.lease)
@@ -223,7 +228,23 @@ class ZooKeeperContender(Contender):
             self.entry_gone(DELETED)
             return None
         position = contenders.index(self._name)
+        self._next_in_line = position == 1
         return contenders[position - 1] if position else None
+
+    async def _look_and_prove(self, connection: Connection) -> tuple[str | None, bool]:
+        """Who is next before us; if nobody, whether our entry stands.
+
+        Both in one round trip, for the server does a session's requests in their order.
+        Only who is next in line does this: the proof is as dear as a write.
+        """
+        proof = asyncio.ensure_future(self._stands(connection))
+        # After a look that failed nobody else takes its exception.
+        proof.add_done_callback(lambda proof: proof.cancelled() or proof.exception())
+        try:
+            before = await self._look(connection)
+            return before, before is None and await proof
+        finally:
+            proof.cancel()
 
     async def _stands(self, connection: Connection) -> bool:
         """The proof after the wait: a quorum has just seen our entry.

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import inspect
 import signal
 import sys
 import threading
 import weakref
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType
@@ -23,6 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .election import Candidacy
+
+# What `signal.getsignal` asks. That makes enum members of what it is told, or tries to: a
+# quarter of a millisecond for all signals, and each hand-over would wait for it.
+_handler_of: Callable[[int], Any] = importlib.import_module("_signal").getsignal
+_SIGNALS = tuple(map(int, signal.valid_signals()))
 
 # One entry for each loop, function and block that the present code is inside of.
 _candidacies: ContextVar[tuple[weakref.ref[Candidacy], ...]] = ContextVar(
@@ -74,11 +81,14 @@ def _in_signal_handler() -> bool:
     runs it is on the stack.
     """
     codes = set()
-    for number in signal.valid_signals():
-        handler: Any = signal.getsignal(number)
+    for number in _SIGNALS:
+        handler = _handler_of(number)
         while isinstance(handler, functools.partial):
             handler = handler.func
-        if callable(handler) and not inspect.isroutine(handler):
+        if not callable(handler):
+            # Ignored, or left to the system.
+            continue
+        if not inspect.isroutine(handler):
             handler = type(handler).__call__
         codes.add(getattr(handler, "__code__", None))
     frame: FrameType | None = sys._getframe()

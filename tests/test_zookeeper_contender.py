@@ -138,6 +138,72 @@ class TestTheEntry:
 
 class TestWaiting:
     @on_a_loop
+    async def test_who_is_next_in_line_looks_and_proves_in_one_round_trip(
+        self, zookeeper: ZooKeeperClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend, opened(zookeeper) as other:
+            leader, second = contender(other, key), contender(backend, key)
+            await win(leader)
+            looked: list[None] = []
+            second.on_answer = lambda: looked.append(None)
+            waiting = asyncio.ensure_future(win(second))
+            await async_wait_until(lambda: looked, what="its place")
+            connection = second._session.connection
+            request, asked = connection.request, []
+            both = asyncio.Event()
+
+            async def answer_when_both_are_asked(ask: Any, *expected: Any, **more: Any) -> Any:
+                answer = request(ask, *expected, **more)
+                if more.get("urgent"):
+                    # The session's renewal.
+                    return await answer
+                asked.append(ask)
+                if len(asked) == 2:
+                    both.set()
+                await both.wait()
+                return await answer
+
+            connection.request = answer_when_both_are_asked
+            await leader.leave()
+            await waiting
+            connection.request = request
+            await second.leave()
+            for each in (leader, second):
+                await each.close()
+
+    @on_a_loop
+    async def test_who_is_not_next_in_line_proves_nothing_that_the_store_must_write(
+        self, zookeeper: ZooKeeperClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            leader, second, third = (contender(backend, key) for _ in range(3))
+            await win(leader)
+            waits, proofs = [], []
+            for part in (second, third):
+                looked: list[None] = []
+                part.on_answer = lambda looked=looked: looked.append(None)
+                waits.append((asyncio.ensure_future(win(part)), looked))
+                await async_wait_until(lambda looked=looked: looked, what="its place")
+
+            async def stands(connection: Connection) -> bool:
+                proofs.append(connection)
+                return True
+
+            third._stands = stands
+            waits[1][1].clear()
+            waits[0][0].cancel()
+            await second.leave()
+            await async_wait_until(lambda: waits[1][1], what="another look of the third")
+            assert third._next_in_line
+            assert not proofs
+            await leader.leave()
+            await waits[1][0]
+            assert proofs
+            for each in (leader, second, third):
+                await each.leave()
+                await each.close()
+
+    @on_a_loop
     async def test_a_session_that_is_not_proved_is_told_once_and_the_entry_keeps_its_place(
         self, zookeeper: ZooKeeperClient, key: str
     ) -> None:
