@@ -245,7 +245,7 @@ class Campaigner(CandidateBase[Term]):
         try:
             candidacy = self._new_candidacy(made, single=True)
             try:
-                term = self.core.call_within(limit, self._win, candidacy)
+                term = self.core.call_within(limit, candidacy.win)
             except TimeoutError:
                 self.core.call(candidacy.leave, PATIENCE)
                 raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
@@ -257,10 +257,6 @@ class Campaigner(CandidateBase[Term]):
             # Interrupted at whatever step: nobody would hear that we lead.
             _give_up(made)
             raise
-
-    async def _win(self, candidacy: Candidacy) -> TermBase | None:
-        await candidacy.begin()
-        return await candidacy.lead()
 
     def stop(self) -> None:
         """Withdraw: idempotent, from any thread, also while waiting; then we may run again.

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from .errors import LeadershipError, NotLeader, StoreUnavailable
@@ -33,6 +34,7 @@ from .guarding import Guarding
 from .inside import Caller
 from .lease import LAPSED, Claim
 from .retry import DEFAULT_RETRY, Retry, riding_out
+from .small_event import SmallEvent
 from .term import TermBase
 from .work import Kind, Work, Works
 
@@ -122,9 +124,9 @@ class Candidacy:
         self._contender: Contender | None = None
         self._guarding = Guarding(core, wish)
         self._unwatch: Callable[[], None] = lambda: None
-        self._changed = asyncio.Event()
-        self._wanted = asyncio.Event()
-        self._withdrawn = asyncio.Event()
+        self._changed = SmallEvent()
+        self._wanted = SmallEvent()
+        self._withdrawn = SmallEvent()
 
     @property
     def withdrawn(self) -> bool:
@@ -189,6 +191,11 @@ class Candidacy:
                     return None
                 self._wanted.set()
                 await self._next_change()
+
+    async def win(self) -> TermBase | None:
+        """Begin, and wait for the term, in one: who contends by the thousand pays for each call."""
+        await self.begin()
+        return await self.lead()
 
     @contextlib.contextmanager
     def _in_iterator(self) -> Iterator[None]:
@@ -385,14 +392,14 @@ class Candidacy:
                 if term is None:
                     continue
                 self._set_phase(Phase.LEADING)
-                await asyncio.shield(term.over)
+                while term.reason is None:
+                    await self._next_change()
                 self._set_phase(Phase.RELEASING)
                 await self._join(term)
                 await self._let_go(contender, self._successor)
                 self._guarding.end()
                 self._core.emit(Released(wish.key, self._clock.now(), wish.id, term.token))
-                if not term.released.done():
-                    term.released.set_result(None)
+                term.released.set()
                 if self._single and self._handed_over:
                     break
         except asyncio.CancelledError:
@@ -431,8 +438,8 @@ class Candidacy:
                 if guardian_gone is not None:
                     self._core.await_at_close(guardian_gone)
                 self._core.runs.discard(self)
-                if self.term is not None and not self.term.released.done():
-                    self.term.released.set_result(None)
+                if self.term is not None:
+                    self.term.released.set()
                 self._withdrawn.set()
                 self._set_phase(Phase.WITHDRAWN)
                 self._core.emit(Withdrawn(self.wish.key, self._clock.now(), self.wish.id))
@@ -471,7 +478,7 @@ class Candidacy:
             Elected(self.wish.key, self._clock.now(), self.wish.id, term.token, term.valid_until)
         )
         self._unwatch = claim.lease.watch(
-            claim.generation, self.wish.grace, lambda reason: self._end_term(term, reason)
+            claim.generation, self.wish.grace, partial(self._end_term, term)
         )
         if self.wish.watchdog is not None:
             self._watch_work(term, self.wish.watchdog)
@@ -585,12 +592,12 @@ class Candidacy:
             self._drive_task.cancel()
 
     async def _released_or_late(self, term: TermBase) -> None:
-        await self._clock.wait_for(asyncio.shield(term.released), term.valid_until)
+        await self._clock.wait_for(term.released.wait(), term.valid_until)
 
     def _set_phase(self, phase: Phase) -> None:
         self.phase = phase
         self._changed.set()
 
-    async def _next_change(self) -> None:
+    def _next_change(self) -> Awaitable[None]:
         self._changed.clear()
-        await self._changed.wait()
+        return self._changed.wait()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from .clock import Clock, Timer
 
@@ -120,7 +121,7 @@ class Lease:
         self._watchers.add(watcher)
         if generation != self.generation or self.valid_until - grace < self._timer_at:
             self._look()
-        return lambda: self._unwatch(watcher)
+        return partial(self._unwatch, watcher)
 
     def _unwatch(self, watcher: _Watcher) -> None:
         self._watchers.discard(watcher)

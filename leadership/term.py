@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .errors import LeadershipLost
 from .lease import Claim
+from .small_event import SmallEvent
 
 if TYPE_CHECKING:
     from .clock import Clock
@@ -72,9 +73,8 @@ class TermBase:
         self._reason: str | None = None
         self._standing = True
         self._deadline = 0.0
-        loop = asyncio.get_running_loop()
-        self.over: asyncio.Future[str] = loop.create_future()
-        self.released: asyncio.Future[None] = loop.create_future()
+        self.over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.released = SmallEvent()
 
     def is_valid(self) -> bool:
         """Whether this term still holds: the clock is compared at this very call.

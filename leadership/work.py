@@ -5,13 +5,13 @@ The key is released only when all of it has ended, or at the deadline.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from .inside import Caller
+from .small_event import SmallEvent
 
 
 class Kind(Enum):
@@ -51,7 +51,7 @@ class Works:
         self._running: tuple[Work, ...] = ()
         # Whose blocks were over, by their own resign or stop, before they were left.
         self._left_early: list[weakref.ref[object]] = []
-        self._ended = asyncio.Event()
+        self._ended = SmallEvent()
 
     def __bool__(self) -> bool:
         return bool(self._running)

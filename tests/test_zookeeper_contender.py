@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from kazoo.protocol.states import KazooState, KeeperState
 from leadership.backend import Context
 from leadership.backends._zookeeper_connection import Connection
 from leadership.backends._zookeeper_connection import opened as opened_connection
+from leadership.backends._zookeeper_contender import ZooKeeperContender
 from leadership.backends._zookeeper_session import ZooKeeperSession
 from leadership.clock import ManualClock
 from leadership.errors import HandleClosed, StoreUnavailable
@@ -178,26 +180,26 @@ class TestWaiting:
         async with opened(zookeeper) as backend:
             leader, second, third = (contender(backend, key) for _ in range(3))
             await win(leader)
-            waits, proofs = [], []
+            looked: list[ZooKeeperContender] = []
+            proofs: list[Connection] = []
+            waits = []
             for part in (second, third):
-                looked: list[None] = []
-                part.on_answer = lambda looked=looked: looked.append(None)
-                waits.append((asyncio.ensure_future(win(part)), looked))
-                await async_wait_until(lambda looked=looked: looked, what="its place")
+                part.on_answer = partial(looked.append, part)
+                waits.append(asyncio.ensure_future(win(part)))
+                await async_wait_until(partial(looked.count, part), what="its place")
 
             async def stands(connection: Connection) -> bool:
                 proofs.append(connection)
                 return True
 
             third._stands = stands
-            waits[1][1].clear()
-            waits[0][0].cancel()
+            waits[0].cancel()
             await second.leave()
-            await async_wait_until(lambda: waits[1][1], what="another look of the third")
+            await async_wait_until(lambda: looked.count(third) == 2, what="its other look")
             assert third._next_in_line
             assert not proofs
             await leader.leave()
-            await waits[1][0]
+            await waits[1]
             assert proofs
             for each in (leader, second, third):
                 await each.leave()

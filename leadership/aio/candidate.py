@@ -109,8 +109,7 @@ class Campaigner(CandidateBase[Term]):
             candidacy = self._new_candidacy(made, single=True)
             try:
                 async with asyncio.timeout(limit):
-                    await on_engine(self.core, candidacy.begin)
-                    term = await on_engine(self.core, candidacy.lead)
+                    term = await on_engine(self.core, candidacy.win)
             except TimeoutError:
                 await on_engine(self.core, candidacy.leave, PATIENCE)
                 raise TimeoutError(f"{self.key!r} was not won within {timeout} s") from None
