@@ -8,6 +8,7 @@ says so, and trusted for as long as its lease says.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import logging
 import math
@@ -27,6 +28,7 @@ from ..clock import Timer
 from ..errors import AccessDenied, HandleClosed, SessionLost, StoreError, StoreUnavailable
 from ._zookeeper_socket import Handler
 from ._zookeeper_watches import Watches
+from ._zookeeper_window import Window
 
 Ask = Callable[[Any], Any]
 """Starts one request on a kazoo client, and gives kazoo's asynchronous result."""
@@ -136,7 +138,10 @@ class Connection:
         self._answered_at = -math.inf
         self._connected = asyncio.Event()
         self._outstanding: set[asyncio.Future[Any]] = set()
-        self._window = asyncio.Semaphore(_WINDOW)
+        # What kazoo's thread has answered, and whether the loop is about to look at it.
+        self._answers: collections.deque[tuple[asyncio.Future[Any], Any]] = collections.deque()
+        self._settling = False
+        self._window = Window(_WINDOW)
         self._stopping = threading.Lock()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
 
@@ -365,10 +370,20 @@ class Connection:
 
         def answered(result: Any) -> None:
             self._answered_at = self._context.clock.now()
-            self._post(_settle, answer, result)
+            # One post for all that come together: each costs a system call.
+            self._answers.append((answer, result))
+            if not self._settling:
+                self._settling = True
+                self._post(self._settle)
 
         result.rawlink(answered)
         return answer
+
+    def _settle(self) -> None:
+        # Before the look: what comes after it is posted anew.
+        self._settling = False
+        while self._answers:
+            _settle(*self._answers.popleft())
 
     def _answered(self, answer: asyncio.Future[Any]) -> None:
         self._outstanding.discard(answer)

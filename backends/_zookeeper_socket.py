@@ -25,6 +25,8 @@ from ..clock import Clock
 # The server's first answer: its length, the protocol's version, the timeout in milliseconds.
 _GREETING = struct.Struct("!iii")
 
+# Bytes that are read from a socket at once.
+_AT_ONCE = 65_536
 
 _logger = logging.getLogger("leadership.zookeeper")
 
@@ -52,6 +54,9 @@ class Wire:
         self._socket = plain
         self._handler = handler
         self._greeting = b""
+        # What was read ahead, and how far it was asked for.
+        self._ahead = b""
+        self._taken = 0
         self.opened_at = opened_at
 
     @property
@@ -62,13 +67,23 @@ class Wire:
         return float(_GREETING.unpack(self._greeting)[2]) / 1000
 
     def recv(self, size: int) -> bytes:
-        data = self._socket.recv(size)
-        if data:
-            self._handler.heard()
+        # kazoo asks for each answer's length and then for the answer, and each time the
+        # thread has to win the interpreter back: so all that is there is read at once.
+        if self._taken == len(self._ahead):
+            self._ahead, self._taken = self._socket.recv(_AT_ONCE), 0
+            if self._ahead:
+                self._handler.heard()
+        data = self._ahead[self._taken : self._taken + size]
+        self._taken += len(data)
         missing = _GREETING.size - len(self._greeting)
         if missing > 0:
             self._greeting += data[:missing]
         return data
+
+    def pending(self) -> int:
+        """How many bytes have been read already, which `select` does not see."""
+        of_tls = self._socket.pending() if isinstance(self._socket, ssl.SSLSocket) else 0
+        return len(self._ahead) - self._taken + of_tls
 
     def give_up(self) -> None:
         """Have kazoo find the connection broken."""
@@ -136,7 +151,6 @@ class Handler(SequentialThreadingHandler):  # type: ignore[misc]
     def select(
         self, readers: list[Any], writers: list[Any], failing: list[Any], timeout: float | None
     ) -> Any:
-        # What a TLS socket has read already, the system's select does not see.
         ready = [each for each in readers if getattr(each, "pending", int)() > 0]
         if ready:
             return ready, [], []
