@@ -67,6 +67,11 @@ class Figure:
         ordered = sorted(self.values)
         return ordered[math.ceil(len(ordered) * 0.99) - 1] if ordered else math.nan
 
+    @property
+    def has_p99(self) -> bool:
+        """Whether there were trials enough for one."""
+        return len(self.values) >= 100
+
 
 class Figures:
     """All rows of one run, and how they compare."""

@@ -18,7 +18,7 @@ from bench.rival_etcd3 import Etcd3Lock
 from bench.rival_kazoo import KazooElection
 from bench.rival_tooz import ToozElection, ToozLock, ToozZooKeeperLock
 from tests.servers.consul import ConsulServer
-from tests.servers.consul_relay import ConsulRelay
+from tests.servers.consul_relay import Asked, ConsulRelay, Told
 from tests.servers.etcd import EtcdServer
 from tests.servers.zookeeper import ZooKeeperServer, ask
 
@@ -32,6 +32,7 @@ class Ground(ABC):
         entrants: who contends here: the floors first, then we, then the others.
         crowds: the same, many in one process.
         killed: the bar of a fail-over's p99 after SIGKILL, in seconds.
+        abreast: pairs that are idle side by side while their leases lapse.
         renewals: requests in a ttl by which we keep one session, and know that it is kept.
         recovery: seconds that the slowest rival needs for a fail-over, to plan with.
         url: the store.
@@ -44,6 +45,7 @@ class Ground(ABC):
     entrants: ClassVar[tuple[type[Entrant], ...]]
     crowds: ClassVar[tuple[type[Crowd], ...]]
     killed: ClassVar[float]
+    abreast: ClassVar[int] = 5
     renewals: ClassVar[int]
     recovery: ClassVar[float]
     url: str
@@ -169,6 +171,8 @@ class ConsulGround(Ground):
     entrants = (Floor, FloorAndWrite, Ours, ConsulLock)
     crowds = (FloorCrowd, OurCrowd, ConsulCrowd)
     killed = 20.5
+    # Each lapses for longer than ten of them need to start.
+    abreast = 10
     # Two sessions at the leader; its word to those who wait; its and their long polls.
     renewals = 12
     recovery = 36.0
@@ -179,7 +183,15 @@ class ConsulGround(Ground):
         self.url = self._server.url
         self.counted_url = self._server.url_of(self._relay.endpoint)
         self.version = self._server.version
-        self._told = self._latest = 0
+        self._told = 0
+        self._relay.after = self._answered
+
+    def _answered(self, asked: Asked, told: Told) -> Told:
+        # A long poll that is begun, or ends with its time, was told nothing.
+        index = asked.query.get("index")
+        if index is not None and int(told.headers["X-Consul-Index"]) > int(index):
+            self._told += 1
+        return told
 
     def requests(self) -> int:
         return len(self._relay.asked)
@@ -188,10 +200,6 @@ class ConsulGround(Ground):
         return self._server.writes()
 
     def wake_ups(self) -> int:
-        # A long poll that is begun anew at the same index was told nothing.
-        polls = [int(each.query["index"]) for each in self._relay.asked if "index" in each.query]
-        self._told += sum(index > self._latest for index in polls)
-        self._latest = max([self._latest, *polls])
         return self._told
 
 

@@ -58,9 +58,15 @@ class Grown:
         store, title, role = self.ground.name, self.crowd.title, self.crowd.role
         return Figure(what, store, title, role, unit, (), self.size, ours)
 
+    @property
+    def cut(self) -> float:
+        """Seconds after which no more enter."""
+        rival = self.crowd.role is Role.RIVAL
+        return self.plan.cut_rival if rival else self.plan.cut
+
     def process(self, kind: str) -> CrowdProcess:
         url = self.ground.counted_url if kind == "candidates" else self.ground.url
-        return CrowdProcess(self.crowd, url, kind, self.size, TTL, self.plan.cut)
+        return CrowdProcess(self.crowd, url, kind, self.size, TTL, self.cut)
 
     def elections(self, done: Progress) -> Iterator[Figure]:
         """What it takes to lead at so many keys."""
@@ -82,7 +88,7 @@ class Grown:
             if counted and not cut and self.crowd.role is not Role.FLOOR:
                 self.ground.settle()
                 before = self.ground.requests()
-                lasts = min(2 * TTL, self.plan.idle)
+                lasts = min(TTL, self.plan.idle)
                 threading.Event().wait(lasts)
                 asked = (self.ground.requests() - before) / lasts
                 # As many as for one election; one falls into the time by chance.
@@ -123,20 +129,40 @@ class Grown:
 
     def _entered(self, process: CrowdProcess) -> tuple[dict[str, float], str]:
         """What it said, and whether it was cut."""
-        said = process.wait("entered", self.plan.cut + PATIENCE)
+        said = process.wait("entered", self.cut + PATIENCE)
         number = said["number"]
-        cut = f"cut after {self.plan.cut:g} s at {number:,}" if number < self.size else ""
+        cut = f"cut after {self.cut:g} s at {number:,}" if number < self.size else ""
         return said, cut
 
 
 def growth_on(ground: Ground, plan: Plan) -> Iterator[Round]:
-    """Each crowd at each size, up to the size after which one was cut."""
+    """Each crowd at each size; a rival up to the first that is too large for it."""
     for kind, what in (("elections", ENTERED), ("candidates", NEXT), ("followers", ALL_TOLD)):
         # One candidate has nobody who could lead after it.
         sizes = [size for size in plan.sizes if kind != "candidates" or size > 1]
-        for size in sizes:
-            for crowd in ground.crowds:
-                if crowd.can(kind):
-                    grown = Grown(ground, crowd, size, plan)
-                    seconds = 3 + min(plan.cut, size / 200)
-                    yield Round(grown.row(what, "s"), 1, seconds, getattr(grown, kind))
+        for crowd in ground.crowds:
+            if crowd.can(kind):
+                too_large: list[int] = []
+                for size in sizes:
+                    yield _round(Grown(ground, crowd, size, plan), kind, what, too_large)
+
+
+def _round(grown: Grown, kind: str, what: str, too_large: list[int]) -> Round:
+    """One size.
+
+    Args:
+        too_large: the sizes of this crowd that were cut, known when those before are done.
+    """
+    blank = grown.row(what, "s")
+
+    def measured(done: Progress) -> Iterator[Figure]:
+        if too_large and grown.crowd.role is Role.RIVAL:
+            yield blank.with_values((), f"not tried: {too_large[0]:,} were too many")
+            done()
+            return
+        for row in getattr(grown, kind)(done):
+            if row.note and grown.size not in too_large:
+                too_large.append(grown.size)
+            yield row
+
+    return Round(blank, 1, 3 + min(grown.cut, grown.size / 200), measured)

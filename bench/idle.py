@@ -39,7 +39,8 @@ def idle_on(ground: Ground, plan: Plan) -> Iterator[Round]:
     """Each entrant in turn, with the default ttl."""
     for entrant in ground.entrants:
         if entrant.role is not Role.FLOOR:
-            yield _idle(ground, entrant, plan.idle)
+            ours = entrant.role is Role.OURS
+            yield _idle(ground, entrant, plan.idle if ours else plan.idle_rival)
 
 
 def _idle(ground: Ground, entrant: type[Entrant], seconds: float) -> Round:

@@ -7,42 +7,55 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many trials of what.
+    """How many trials of what; a p99 needs a hundred, and who has no bar needs no p99.
 
     Attributes:
-        resigned: hand-overs of each entrant.
-        told: values that a follower is told.
+        resigned, resigned_floor, resigned_rival: hand-overs: ours, each floor's, each rival's.
+        told, told_rival: values that a follower is told: ours and the floor's, each rival's.
         killed, killed_rival: fail-overs, ours and each rival's.
-        asleep: leaders that sleep past their ttl, of each.
+        asleep, asleep_rival: leaders that sleep past their ttl, ours and each rival's.
         asked: rounds of asking whether we lead.
         imported: interpreters that import each library.
-        idle: seconds that a candidate stands still.
+        idle, idle_rival: seconds that a candidate stands still.
         sizes: of elections, candidates and followers.
-        cut: seconds after which a size counts as too large.
+        cut, cut_rival: seconds after which a size counts as too large: ours and the floor's,
+            each rival's. A rival that was cut is not tried with more.
     """
 
     resigned: int = 200
-    told: int = 200
+    resigned_floor: int = 50
+    resigned_rival: int = 20
+    told: int = 50
+    told_rival: int = 20
     killed: int = 100
-    killed_rival: int = 30
+    killed_rival: int = 5
     asleep: int = 10
+    asleep_rival: int = 3
     asked: int = 30
-    imported: int = 20
+    imported: int = 10
     idle: float = 60.0
+    idle_rival: float = 30.0
     sizes: tuple[int, ...] = (1, 10, 100, 1_000, 10_000)
-    cut: float = 60.0
+    cut: float = 30.0
+    cut_rival: float = 10.0
 
 
 QUICK = Plan(
     resigned=5,
+    resigned_floor=5,
+    resigned_rival=3,
     told=5,
+    told_rival=3,
     killed=2,
     killed_rival=1,
     asleep=1,
+    asleep_rival=1,
     asked=2,
     imported=2,
     idle=2.0,
+    idle_rival=2.0,
     sizes=(100,),
     cut=5.0,
+    cut_rival=5.0,
 )
-"""Shows that everything works, in a few minutes; its figures mean little."""
+"""Shows that everything works, in less than five minutes; its figures mean little."""

@@ -20,7 +20,8 @@ def write_json(path: Path, machine: Machine, figures: Figures) -> None:
         {
             **msgspec.to_builtins(row),
             "median": row.median if row.values else None,
-            "p99": row.p99 if row.values else None,
+            "p99": row.p99 if row.has_p99 else None,
+            "largest": max(row.values, default=None),
             "times_floor": figures.ratio(row, Role.FLOOR),
             "times_ours": figures.ratio(row, Role.OURS),
             "missed": [f"{bar.of} <= {bar.limit}" for bar in figures.misses(row)],
@@ -51,12 +52,18 @@ def _add(table: Table, figures: Figures, row: Figure) -> None:
         f"  {size}{row.subject}",
         str(len(row.values)) if row.values else "-",
         shown(row.median, row.unit),
-        shown(row.p99, row.unit) if len(row.values) > 1 else "",
+        _p99(row),
         _ratio(figures.ratio(row, Role.FLOOR)),
         "" if row.role is Role.FLOOR else _ratio(figures.ratio(row, Role.OURS)),
         _verdict(figures, row),
         style="bold cyan" if row.role is Role.OURS else None,
     )
+
+
+def _p99(row: Figure) -> str:
+    if len(row.values) < 2:
+        return ""
+    return shown(row.p99, row.unit) + ("" if row.has_p99 else " max")
 
 
 def _ratio(ratio: float | None) -> str:

@@ -10,7 +10,7 @@ from bench.figures import Bar, Figure, Of
 from bench.grounds import Ground
 from bench.ours import Ours
 from bench.plan import Plan
-from bench.trials import ABREAST, Trials
+from bench.trials import Trials
 
 HAND_OVER = "hand-over: resign -> the other's True"
 FAIL_OVER = "fail-over: SIGKILL -> the other's True"
@@ -57,24 +57,30 @@ def rounds_on(ground: Ground, plan: Plan) -> Iterator[Round]:
         entrant: type[Entrant],
         trials: int,
         seconds: float,
-        measure: Callable[[Trials], list[float]],
+        measure: Callable[[Trials, int], list[float]],
         *bars: Bar,
         unit: str = "s",
     ) -> Round:
         blank = row(what, ground.name, entrant, unit, bars)
 
         def measured(done: Progress) -> Iterator[Figure]:
-            yield blank.with_values(measure(Trials(entrant, ground.url, ground.ttl, done=done)))
+            of_entrant = Trials(entrant, ground.url, ground.ttl, done=done)
+            yield blank.with_values(measure(of_entrant, trials))
 
         return Round(blank, trials, seconds, measured)
 
+    resigned = {
+        Role.OURS: plan.resigned,
+        Role.FLOOR: plan.resigned_floor,
+        Role.RIVAL: plan.resigned_rival,
+    }
     for entrant in ground.entrants:
         yield timed(
             HAND_OVER,
             entrant,
-            plan.resigned,
+            resigned[entrant.role],
             0.5,
-            lambda trials: trials.resigned(plan.resigned),
+            Trials.resigned,
             Bar(Of.RATIO, 1.5),
             Bar(Of.P99, 0.060),
         )
@@ -86,9 +92,9 @@ def rounds_on(ground: Ground, plan: Plan) -> Iterator[Round]:
             yield timed(
                 TOLD,
                 entrant,
-                plan.told,
+                plan.told_rival if entrant.role is Role.RIVAL else plan.told,
                 0.5,
-                lambda trials: trials.told(plan.told),
+                Trials.told,
                 Bar(Of.RATIO, 1.5),
             )
     contending = [each for each in ground.entrants if each.role is not Role.FLOOR]
@@ -99,7 +105,7 @@ def rounds_on(ground: Ground, plan: Plan) -> Iterator[Round]:
             entrant,
             plan.asked,
             0.2,
-            lambda trials: trials.asked(plan.asked, ASKED_AT_ONCE),
+            lambda of_entrant, trials: of_entrant.asked(trials, ASKED_AT_ONCE),
             Bar(Of.MEDIAN, 1e-6),
         )
 
@@ -107,16 +113,17 @@ def rounds_on(ground: Ground, plan: Plan) -> Iterator[Round]:
 def _lost(ground: Ground, entrant: type[Entrant], plan: Plan) -> Round:
     ours = entrant is Ours
     killed = plan.killed if ours else plan.killed_rival
+    slept = plan.asleep if ours else plan.asleep_rival
     fail_over = row(FAIL_OVER, ground.name, entrant, "s", (Bar(Of.P99, ground.killed),))
     asleep = row(ASLEEP, ground.name, entrant, "", (Bar(Of.P99, 0),))
 
     def measured(done: Progress) -> Iterator[Figure]:
         trials = Trials(entrant, ground.url, ground.ttl, done=done)
-        times, answers = trials.lost(killed, plan.asleep)
+        times, answers = trials.lost(killed, slept, ground.abreast)
         yield fail_over.with_values(times)
         yield asleep.with_values([float(each) for each in answers])
 
-    steps = killed + plan.asleep
+    steps = killed + slept
     recovery = ground.killed if ours else ground.recovery
-    waves = -(-steps // ABREAST)
+    waves = -(-steps // ground.abreast)
     return Round(fail_over, steps, waves * (recovery + 3) / steps, measured)

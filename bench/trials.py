@@ -24,10 +24,6 @@ PATIENCE = 60.0
 """Seconds for the next leader to lead: far beyond every bar, so that a miss is a figure."""
 
 
-ABREAST = 5
-"""Pairs that are idle side by side while their leases lapse."""
-
-
 class EntrantProcess(CandidateProcess):
     """`bench.process`, seen by whoever measures; it is connected once it says `ready`."""
 
@@ -109,9 +105,7 @@ class Trials:
                 self.done()
         return times
 
-    def lost(
-        self, killed: int, asleep: int, abreast: int = ABREAST
-    ) -> tuple[list[float], list[bool]]:
+    def lost(self, killed: int, asleep: int, abreast: int) -> tuple[list[float], list[bool]]:
         """Leaders that are killed, and some that sleep until another leads.
 
         Args:
