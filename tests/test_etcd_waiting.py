@@ -220,6 +220,44 @@ class TestTheContender:
                 await each.close()
 
     @on_a_loop
+    async def test_the_late_end_of_a_watch_ends_none_of_the_same_id_on_the_next_stream(
+        self, etcd: EtcdClient, key: str
+    ) -> None:
+        async with opened(etcd.endpoint) as backend:
+            watches = backend._watches
+            told: list[object] = []
+            watch = watches.watch(key.encode(), b"", 0, told.append, lambda error: None)
+            await async_wait_until(lambda: watch.id is not None, what="the watch")
+            former = watches._call
+            backend._connection.abandon(backend._connection.link())
+            await async_wait_until(
+                lambda: watch.id is not None and watches._call not in (former, None),
+                what="the watch on the next stream",
+            )
+            assert watch.id is not None
+            watches._end_on(former, watch.id)
+            await backend.put(key, b"x")
+            await async_wait_until(lambda: told, what="the event")
+
+    @on_a_loop
+    async def test_a_cancelled_watch_is_ended_at_the_server_while_others_stay(
+        self, etcd: EtcdClient, key: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with opened(etcd.endpoint) as backend:
+            watches = backend._watches
+            staying, leaving = (
+                watches.watch(f"{key}/{each}".encode(), b"", 0, lambda events: None, print)
+                for each in range(2)
+            )
+            await async_wait_until(lambda: len(watches._by_id) == 2, what="both watches")
+            ended: list[int] = []
+            monkeypatch.setattr(watches, "_end", ended.append)
+            number = leaving.id
+            watches.cancel(leaving)
+            assert list(watches._by_id.values()) == [staying], "it is told of events still"
+            await async_wait_until(lambda: ended == [number], what="the word to the server")
+
+    @on_a_loop
     async def test_a_stream_that_dies_and_is_opened_again_ends_no_wait(
         self, etcd: EtcdClient, key: str
     ) -> None:
