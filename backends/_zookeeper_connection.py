@@ -141,7 +141,13 @@ class Connection:
         # What kazoo's thread has answered, and whether the loop is about to look at it.
         self._answers: collections.deque[tuple[asyncio.Future[Any], Any]] = collections.deque()
         self._settling = False
-        self._window = Window(_WINDOW)
+        self._window = Window(
+            _WINDOW,
+            context.clock,
+            context.request_timeout,
+            self._last_heard_at,
+            lambda: self._no_answer(context.request_timeout),
+        )
         self._stopping = threading.Lock()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
 
@@ -311,7 +317,7 @@ class Connection:
         """
         limit = self._context.request_timeout if limit is None else limit
         if not urgent:
-            await self._take_place(limit)
+            await self._window.acquire()
         answer: asyncio.Future[Any] | None = None
         sent_at = -math.inf
         try:
@@ -326,7 +332,7 @@ class Connection:
                         if not repeatable:
                             raise
         except TimeoutError:
-            if not self._heard_since(sent_at):
+            if self._last_heard_at() < sent_at:
                 self._handler.give_up()
             raise self._no_answer(limit) from None
         except expected:
@@ -342,25 +348,13 @@ class Connection:
                 # Given up, but it has its place until it is answered.
                 answer.add_done_callback(lambda _: self._window.release())
 
-    async def _take_place(self, limit: float) -> None:
-        """To queue behind our own requests is no silence of the server, as long as it answers."""
-        while True:
-            since = self._context.clock.now()
-            try:
-                async with asyncio.timeout(limit):
-                    await self._window.acquire()
-                    return
-            except TimeoutError:
-                if not self._heard_since(since):
-                    raise self._no_answer(limit) from None
-
     def _no_answer(self, limit: float) -> StoreUnavailable:
         return StoreUnavailable(f"ZooKeeper at {self._servers} did not answer within {limit:g} s")
 
-    def _heard_since(self, moment: float) -> bool:
+    def _last_heard_at(self) -> float:
         # A server that is cut off from the others goes on answering pings, and nothing else.
         wire = self._handler.wire
-        return wire is not None and max(self._answered_at, wire.opened_at) >= moment
+        return -math.inf if wire is None else max(self._answered_at, wire.opened_at)
 
     def _send(self, ask: Ask) -> asyncio.Future[Any]:
         result = ask(self._client)

@@ -7,13 +7,21 @@ import asyncio
 import pytest
 
 from leadership.backends._zookeeper_window import Window
+from leadership.clock import ManualClock
+from leadership.errors import StoreUnavailable
 
 from .loops import on_a_loop, settle
+
+LIMIT = 4.0
+
+
+def window_of(places: int, clock: ManualClock, heard: list[float]) -> Window:
+    return Window(places, clock, LIMIT, lambda: heard[-1], lambda: StoreUnavailable("silence"))
 
 
 @on_a_loop
 async def test_first_come_first_served() -> None:
-    window = Window(1)
+    window = window_of(1, ManualClock(), [0.0])
     await window.acquire()
     order: list[int] = []
 
@@ -33,7 +41,7 @@ async def test_first_come_first_served() -> None:
 
 @on_a_loop
 async def test_who_gives_up_at_any_moment_leaves_its_place_to_the_next() -> None:
-    window = Window(1)
+    window = window_of(1, ManualClock(), [0.0])
     await window.acquire()
     early, late, last = (asyncio.ensure_future(window.acquire()) for _ in range(3))
     await settle()
@@ -53,3 +61,54 @@ async def test_who_gives_up_at_any_moment_leaves_its_place_to_the_next() -> None
     await settle()
     assert not more.done(), "there is a place too many"
     more.cancel()
+
+
+@on_a_loop
+async def test_who_waits_gives_up_after_a_silence_and_not_while_the_server_answers() -> None:
+    clock = ManualClock()
+    heard = [clock.now()]
+    window = window_of(1, clock, heard)
+    await window.acquire()
+    first = asyncio.ensure_future(window.acquire())
+    await settle()
+    for _ in range(10):
+        clock.advance(1)
+        heard.append(clock.now())
+        await settle()
+    late = asyncio.ensure_future(window.acquire())
+    await settle()
+    assert not first.done()
+    for _ in range(int(LIMIT)):
+        assert not first.done()
+        clock.advance(1)
+        await settle()
+    for silent in (first, late):
+        with pytest.raises(StoreUnavailable, match="silence"):
+            await silent
+    window.release()
+    async with asyncio.timeout(10):
+        await window.acquire()
+
+
+@on_a_loop
+async def test_who_came_during_the_silence_has_all_of_its_time() -> None:
+    clock = ManualClock()
+    window = window_of(1, clock, [clock.now()])
+    await window.acquire()
+    first = asyncio.ensure_future(window.acquire())
+    await settle()
+    clock.advance(LIMIT - 1)
+    await settle()
+    late = asyncio.ensure_future(window.acquire())
+    await settle()
+    clock.advance(1)
+    await settle()
+    assert first.done()
+    assert not late.done()
+    for _ in range(int(LIMIT)):
+        clock.advance(1)
+        await settle()
+    assert late.done()
+    for silent in (first, late):
+        with pytest.raises(StoreUnavailable):
+            await silent
