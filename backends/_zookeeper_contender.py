@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kazoo.exceptions import NoChildrenForEphemeralsError, NoNodeError
 
 from ..backend import Contender, ReleasePlan
-from ..errors import NotLeader, SessionLost, StoreError, StoreUnavailable
+from ..errors import AccessDenied, NotLeader, SessionLost, StoreError, StoreUnavailable
 from ..lease import Claim, claim
 from ..session import Slot
 from ._zookeeper_connection import Connection
@@ -174,6 +174,13 @@ class ZooKeeperContender(Contender):
         chance = self._election.context.random.getrandbits(64)
         self._attempt = self._election.names.unique(session.id, chance)
         path = f"{self._directory}/{self._attempt}"
+        election = self._election
+        if election.directories_are_missing:
+            try:
+                election.directories_are_missing = await make_parents(connection, path)
+            except AccessDenied:
+                # Ours may be there all the same.
+                election.directories_are_missing = False
         while True:
             try:
                 made, stat = await connection.request(
@@ -184,7 +191,7 @@ class ZooKeeperContender(Contender):
                     NoChildrenForEphemeralsError,
                 )
             except NoNodeError:
-                await make_parents(connection, path)
+                election.directories_are_missing = await make_parents(connection, path)
                 continue
             except NoChildrenForEphemeralsError:
                 raise StoreError(

@@ -38,6 +38,9 @@ class Election:
         self.context = context
         self.names = names
         self.numbers = itertools.count()
+        # Whether the last election that was entered had no directory: who enters many new
+        # ones makes the directories first, and is not told each time that they are missing.
+        self.directories_are_missing = False
         ttls = GrantedTtls("ZooKeeper", context)
         self.sessions: SessionPool[ZooKeeperSession] = SessionPool(
             lambda ttl: asyncio.ensure_future(

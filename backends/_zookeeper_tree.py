@@ -55,8 +55,12 @@ def fresh(path: str, read: Ask) -> Ask:
     return ask
 
 
-async def make_parents(requests: Requests, path: str) -> None:
-    """Make the nodes above `path` that are missing, as persistent ones without data."""
+async def make_parents(requests: Requests, path: str) -> bool:
+    """Make the nodes above `path` that are missing, as persistent ones without data.
+
+    Returns whether there were any.
+    """
+    made = False
     missing = [path.rpartition("/")[0]]
     while missing and missing[-1]:
         parent = missing[-1]
@@ -66,12 +70,14 @@ async def make_parents(requests: Requests, path: str) -> None:
 
         try:
             await requests.request(ask, NoNodeError, NodeExistsError, repeatable=True)
+            made = True
         except NodeExistsError:
             pass
         except NoNodeError:
             missing.append(parent.rpartition("/")[0])
             continue
         missing.pop()
+    return made
 
 
 async def all_of(work: Iterable[Awaitable[T]]) -> list[T]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from kazoo.client import KazooClient
 from kazoo.protocol.states import KazooState, KeeperState
+from kazoo.security import make_acl
 
 from leadership.backend import Context
 from leadership.backends._zookeeper_connection import Connection
@@ -36,6 +37,48 @@ def client(zookeeper: ZooKeeperClient) -> Iterator[KazooClient]:
 
 
 class TestTheEntry:
+    @on_a_loop
+    async def test_after_a_new_election_the_next_directory_is_made_first(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            first, new, known = (contender(backend, f"{key}/{each}") for each in range(3))
+            await win(first)
+            connection = first._session.connection
+            request, asked = connection.request, []
+
+            async def counted(ask: Any, *expected: Any, **more: Any) -> Any:
+                if not more.get("urgent"):
+                    asked.append(ask)
+                return await request(ask, *expected, **more)
+
+            connection.request = counted
+            await win(new)
+            # The directory, the entry, the watch on it, and the look who is before it.
+            assert len(asked) == 4
+            await asyncio.to_thread(client.create, f"/{key}/2")
+            await win(known)
+            assert not known._election.directories_are_missing
+            connection.request = request
+            for each in (first, new, known):
+                await each.leave()
+                await each.close()
+
+    @on_a_loop
+    async def test_who_may_not_make_the_directory_enters_one_that_is_there(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            part = contender(backend, f"{key}/a")
+            await asyncio.to_thread(client.create, f"/{key}/a", makepath=True)
+            read_only = [make_acl("world", "anyone", read=True, delete=True, admin=True)]
+            await asyncio.to_thread(client.set_acls, f"/{key}", read_only)
+            part._election.directories_are_missing = True
+            claim, _ = await win(part)
+            assert claim.token > 0
+            await part.leave()
+            await part.close()
+
     @on_a_loop
     async def test_a_deletion_just_after_the_guard_was_set_is_told(
         self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
