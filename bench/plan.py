@@ -58,4 +58,4 @@ QUICK = Plan(
     cut=5.0,
     cut_rival=5.0,
 )
-"""Shows that everything works, in less than five minutes; its figures mean little."""
+"""Shows that everything works, in some five minutes; its figures mean little."""
