@@ -350,19 +350,24 @@ class TestRun:
         self, store: Store, pool: ThreadPoolExecutor
     ) -> None:
         candidate = Candidate(store, KEY, "a", ttl=60)
-        free_at_the_end = []
-        working = threading.Event()
+        working, told, go_on = threading.Event(), threading.Event(), threading.Event()
 
         def work(term: Term) -> None:
             working.set()
-            term.wait_lost(20)
-            free_at_the_end.append(free(store))
+            assert term.wait_lost(20)
+            told.set()
+            assert go_on.wait(20)
 
         running = pool.submit(candidate.run, work)
         assert working.wait(5)
-        candidate.stop()
+        stopping = pool.submit(candidate.stop)
+        assert told.wait(5)
+        with pytest.raises(TimeoutError):
+            Candidate(store, KEY, "b", ttl=60).campaign(timeout=0.2)
+        assert not stopping.done()
+        go_on.set()
+        stopping.result(5)
         running.result(5)
-        assert free_at_the_end == [False]
         assert free(store)
 
     def test_stop_and_resign_from_inside_only_request(self, store: Store) -> None:

@@ -299,12 +299,19 @@ class TestRun:
             assert command.wait_for("released")["at"] > log.last()
             assert is_gone(log.pid())
 
+    @pytest.mark.parametrize("options", [[], ["--no-guardian"]], ids=["guarded", "by itself"])
     def test_a_cut_store_kills_a_deaf_command_before_its_deadline(
-        self, etcd: EtcdClient, key: str, log: Log, proxy: FaultProxy, store: Store
+        self,
+        etcd: EtcdClient,
+        key: str,
+        log: Log,
+        proxy: FaultProxy,
+        store: Store,
+        options: list[str],
     ) -> None:
         url = f"etcd://{proxy.endpoint}"
         # The one that is deaf is its child: the whole group is meant.
-        with run(url, key, *log.command("ignore", "by-child"), ttl=3) as command:
+        with run(url, key, *options, *log.command("ignore", "by-child"), ttl=3) as command:
             log.at("alive")
             proxy.set(Mode.STALL)
             with Candidate(store, key, "other", ttl=60).campaign(timeout=PATIENCE) as term:
