@@ -230,6 +230,22 @@ class TestSilence:
             assert term.reason is not None
             assert "deleted" in term.reason
 
+    def test_the_lease_counts_from_the_send_however_late_the_answer_comes(
+        self, consul: ConsulClient, consul_proxy: FaultProxy, key: str, events: list[Event]
+    ) -> None:
+        with (
+            new_store(consul.url_of(consul_proxy.endpoint), hooks=[events.append]) as store,
+            Candidate(store, key, "a", ttl=4).campaign(timeout=10),
+        ):
+            consul_proxy.set("delay", 0.15)
+            slow = wait_until(
+                lambda: [each for each in told(events, LeaseRenewed) if each.round_trip > 0.3],
+                20,
+                "a renewal with a slow answer",
+            )
+            for each in slow:
+                assert each.valid_until <= each.at - each.round_trip + 4 * 0.99
+
 
 class TestLostReplies:
     """A write whose answer never comes, or that is done only after we have left."""
