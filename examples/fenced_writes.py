@@ -3,10 +3,9 @@
 ``python fenced_writes.py STORE`` (Linux and macOS)
 
 Two processes lead in turn, and write to one table of SQLite. The first one has
-just seen that its term holds when it is stopped, as by a machine that swaps or
-a virtual machine that is moved. When it goes on, the second has led and
-written. Nothing in the first one could have kept its late write back: the
-register does, by the token.
+just seen that its term holds when it is stopped, as by a machine that swaps.
+When it goes on, the second has led and written. Nothing in the first one could
+have kept its late write back: the register does, by the token.
 """
 
 from __future__ import annotations

@@ -5,6 +5,10 @@ its lease is not leader when it wakes. macOS: CLOCK_MONOTONIC by
 `clock_gettime`, which counts sleep there (`time.monotonic` need not).
 Elsewhere: `time.monotonic`, whose behaviour in suspend is the platform's.
 
+What the clock does not count is a pause of a virtual machine by its host, where
+the host's clock for guests stands still (QEMU's kvm-clock does): no guest can
+see that by itself, and only the token protects from it.
+
 No clock needs to be set right; only the *rate* matters (`max_clock_drift`).
 chrony may slew the rate by up to 8 % after its first updates: bound it with
 its `maxslewrate` setting, or raise `max_clock_drift`.

@@ -511,6 +511,6 @@ RULES: Sequence[Rule] = (
         "leadership/retry.py",
         "    if retry is None:\n        return await attempt()\n    policy = retry\n",
         "    policy = retry or DEFAULT_RETRY\n",
-        "test_consul_waiting.py::TestWithoutARetry::test_the_first_outage_is_raised_out_of_the_wait",
+        "test_retry.py::TestRidingOut::test_without_a_retry_the_first_failure_is_raised",
     ),
 )

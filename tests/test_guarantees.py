@@ -114,6 +114,7 @@ def test_the_page_has_each_link_right() -> None:
         for heading in re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)
     }
     assert set(re.findall(r"\]\(#([^)]*)\)", PAGE)) <= anchors
+    assert set(re.findall(r"\]\(guarantees\.md#([^)]*)\)", COMPARISON)) <= anchors
     for link in re.findall(r"\]\((?!#|http)([^)#]*)", PAGE + COMPARISON):
         assert (CHECKOUT / "docs" / link).exists(), link
 
