@@ -23,6 +23,7 @@ from pathlib import Path
 from leadership import Candidate, Term, new_store
 
 KEY = "jobs/register"
+TTL = 3  # seconds
 
 
 class Register:
@@ -64,7 +65,7 @@ def write(register: Register, name: str, term: Term) -> None:
 
 def sleeper(url: str, register: Register) -> None:
     with new_store(url) as store:
-        candidate = Candidate(store, KEY, "first", ttl=2)
+        candidate = Candidate(store, KEY, "first", ttl=TTL)
         with candidate.campaign() as term:
             write(register, "first", term)
             term.check()  # it holds
@@ -74,7 +75,7 @@ def sleeper(url: str, register: Register) -> None:
 
 
 def successor(url: str, register: Register) -> None:
-    with new_store(url) as store, Candidate(store, KEY, "second", ttl=2).campaign() as term:
+    with new_store(url) as store, Candidate(store, KEY, "second", ttl=TTL).campaign() as term:
         write(register, "second", term)
 
 
