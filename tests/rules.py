@@ -237,6 +237,14 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         3,
+        "a renewal gives more time to work that was told to end",
+        "leadership/term.py",
+        "return self._claim.valid_until if self._reason is None else self._deadline",
+        "return self._claim.valid_until",
+        "test_leaders_code.py::test_work_that_is_told_to_end_gets_no_more_time_by_a_renewal",
+    ),
+    Rule(
+        3,
         "a function that stops its own run waits for itself",
         "leadership/work.py",
         "any(work.kind is Kind.FUNCTION for work in own)",

@@ -21,8 +21,9 @@ from leadership import Candidate, Store, Term, aio, new_store
 from leadership.candidate import Campaigner
 from leadership.election import Candidacy
 from leadership.errors import AlreadyRunning, LeadershipError, StoreUnavailable
-from leadership.events import Event, WorkOverran
+from leadership.events import Event, LeaseRenewed, WorkOverran
 from leadership.faults import FaultyBackend
+from leadership.testing import ManualClock
 
 from .waiting import async_wait_until, wait_until
 
@@ -112,6 +113,36 @@ def test_after_a_stop_that_the_body_outlasted_it_may_not_run_again(
     assert body.believed == [False]
     with candidate.campaign(timeout=10) as term:
         assert term.is_valid()
+
+
+def test_work_that_is_told_to_end_gets_no_more_time_by_a_renewal(
+    pool: ThreadPoolExecutor, events: list[Event]
+) -> None:
+    clock = ManualClock()
+    name = f"memory://{uuid.uuid4()}"
+    with new_store(name, clock=clock, hooks=[events.append]) as store:
+        body = Body(Candidate(store, KEY, "a", ttl=60), pool)
+        assert body.working.wait(10)
+        term = body.candidate.term
+        assert term is not None
+        resigning = pool.submit(body.candidate.resign)
+        assert term.wait_lost(10)
+        until = term.valid_until
+        clock.advance(30)
+        # The entry is kept alive for as long as the work may go on.
+        renewed = wait_until(
+            lambda: [each.valid_until for each in events if isinstance(each, LeaseRenewed)],
+            10,
+            "a renewal",
+        )
+        assert renewed[0] > until
+        assert term.valid_until == until
+        clock.advance(until - clock.now())
+        assert resigning.result(10) is True
+        wait_until(lambda: free(store), 10, "the end of the entry at the deadline")
+        body.may_end.set()
+        body.elections.close()
+        body.loop.result(10)
 
 
 def test_a_block_ends_only_its_own_work(store: Store, pool: ThreadPoolExecutor) -> None:
