@@ -74,6 +74,23 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         1,
+        "the clock stands still in suspend",
+        "leadership/clock.py",
+        "_CLOCK_ID: int | None = time.CLOCK_BOOTTIME",
+        "_CLOCK_ID: int | None = time.CLOCK_MONOTONIC",
+        "test_clock.py::TestSystemClock::test_it_counts_suspend_where_the_platform_can",
+    ),
+    Rule(
+        1,
+        "etcd: a late answer is taken for that to a later keep-alive",
+        "backends/_etcd_session.py",
+        "        except TimeoutError:\n            self._drop_stream()\n",
+        "        except TimeoutError:\n",
+        "test_etcd_requests.py::TestKeepAlives::"
+        "test_an_answer_that_comes_after_its_time_is_not_taken_for_that_to_a_later_request",
+    ),
+    Rule(
+        1,
         "etcd: a renewal is counted from its answer",
         "backends/_etcd_session.py",
         "self.lease.confirm(sent_at, seconds)\n",

@@ -111,6 +111,45 @@ class TestProofs:
             await part.close()
 
 
+class Unanswered:
+    """A keep-alive stream whose answers do not come in time."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.cancelled = False
+
+    async def write(self, request: Any) -> None:
+        self.asked += 1
+
+    async def read(self) -> Any:
+        await asyncio.get_running_loop().create_future()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class TestKeepAlives:
+    @on_a_loop
+    async def test_an_answer_that_comes_after_its_time_is_not_taken_for_that_to_a_later_request(
+        self, etcd: EtcdClient, key: str
+    ) -> None:
+        """Answers do not say to what: a stream that owes one is given up, though it lives."""
+        async with opened(etcd.endpoint) as backend:
+            part = contender(backend, key)
+            await win(part)
+            session: EtcdSession = part._session
+            link, stream = backend._connection.link(), Unanswered()
+            # Others are answered on the same connection, so that is no reason to give it up.
+            link.heard_at = float("inf")
+            session._stream = (link, stream)
+            with pytest.raises(StoreUnavailable, match="did not renew"):
+                await session._ask(link, stream, 0.05)
+            assert (stream.asked, stream.cancelled) == (1, True)
+            assert (await session._open_stream(5))[1] is not stream
+            await part.leave()
+            await part.close()
+
+
 class TestLeasesThatEnded:
     @on_a_loop
     async def test_who_waits_on_one_makes_a_new_one_and_does_not_ask_again_and_again(
