@@ -66,6 +66,15 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         1,
+        "a renewal after the lapse makes the term valid, until somebody is told of its end",
+        "leadership/term.py",
+        "and generation == self._generation",
+        "and generation >= self._generation",
+        "test_candidate.py::TestSafety::"
+        "test_a_renewal_after_the_lapse_is_no_news_to_the_term_before_it",
+    ),
+    Rule(
+        1,
         "a forked child leads on",
         "leadership/term.py",
         "and os.getpid() == self._pid\n        ):",

@@ -540,6 +540,18 @@ class TestSafety:
                 assert not candidate.is_leader()
             assert term.wait_lost(5), "the engine must hear of it too"
 
+    def test_a_renewal_after_the_lapse_is_no_news_to_the_term_before_it(self) -> None:
+        clock = ManualClock()
+        with new_store(f"memory://{uuid.uuid4()}", clock=clock) as store:
+            term = Candidate(store, KEY, "a", ttl=10).campaign()
+            with blocked_engine(store):
+                clock.advance(10)
+                # As seen by a thread that asks for the first time just after the session
+                # was renewed, and just before anybody was told that the term is over.
+                generation, until = term._lease.state
+                term._lease.state = (generation + 1, until + 10)
+                assert not term.is_valid()
+
     def test_a_body_that_closes_the_store_is_not_waited_for(self, events: list[Event]) -> None:
         store = new_store(f"memory://{uuid.uuid4()}", hooks=[events.append])
         began = store.clock.now()

@@ -15,7 +15,6 @@ from leadership.clock import ManualClock, SystemClock
 from .loops import on_a_loop, settle
 from .waiting import async_wait_until
 
-
 ONE_CLOCK_WENT_ON = """
 import time
 time.clock_gettime = lambda which: 1000.0 if which == time.CLOCK_BOOTTIME else 1.0
