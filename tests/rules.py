@@ -410,6 +410,15 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         5,
+        "Consul: who saw itself in the key leads by what it reads, whoever holds it",
+        "backends/_consul_contender.py",
+        "if entry is None or entry.session != session.id or entry.flags != LOCK_FLAGS:",
+        "if entry is None:",
+        "test_consul_handover.py::TestContenders::"
+        "test_one_who_saw_itself_in_the_key_reads_it_before_it_leads",
+    ),
+    Rule(
+        5,
         "Consul: an acquisition that arrives after we left stays",
         "backends/_consul_contender.py",
         "            if self._unsure and session.lease.ended is None:\n",

@@ -20,6 +20,7 @@ from leadership.events import (
     Event,
     Released,
 )
+from leadership.lease import Claim
 
 from .consul_elections import contender, opened, places, until_waiting, win
 from .etcd_elections import told
@@ -240,3 +241,41 @@ class TestContenders:
 
         asyncio.run(scenario())
         assert consul.keys(key) == []
+
+    def test_one_who_saw_itself_in_the_key_reads_it_before_it_leads(
+        self, consul: ConsulClient, key: str
+    ) -> None:
+        async def scenario() -> None:
+            async with (
+                opened(consul.endpoint) as one,
+                opened(consul.endpoint) as two,
+                opened(consul.endpoint) as three,
+            ):
+                first, second = contender(one, key), contender(two, key, b"b", ttl=4)
+                third = contender(three, key, b"c")
+                await win(first)
+                read = second._election.read
+                between: list[Claim] = []
+
+                async def read_late(what: str) -> Any:
+                    if not between:
+                        # What the watch told is old by the time of the read.
+                        consul.delete(key)
+                        between.append((await win(third))[0])
+                    return await read(what)
+
+                second._election.read = read_late
+                waiting = asyncio.ensure_future(win(second))
+                await async_wait_until(lambda: first._attendance._seen, 10, "the leader's notice")
+                (place, _) = next(iter(first._attendance._seen.values()))
+                assert await first._hand_over(first._held, place) is True
+                await async_wait_until(lambda: places(consul, key), 10, "the second's new place")
+                assert not waiting.done()
+                await third.leave()
+                claim, _ = await waiting
+                assert claim.token > between[0].token
+                await second.leave()
+                for each in (first, second, third):
+                    await each.close()
+
+        asyncio.run(scenario())
