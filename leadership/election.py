@@ -489,6 +489,7 @@ class Candidacy:
         if term.reason is not None:
             return
         term.end(reason)
+        self._changed.set()
         self._unwatch()
         if self._watchdog is not None:
             # It would keep the term, and all that it holds on to.
@@ -497,7 +498,6 @@ class Candidacy:
         self._core.emit(
             TermEnded(self.wish.key, self._clock.now(), self.wish.id, term.token, reason)
         )
-        self._changed.set()
 
     async def _join(self, term: TermBase) -> None:
         """Wait for the leader's code, until the deadline: nobody else leads before it."""
