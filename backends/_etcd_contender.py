@@ -7,21 +7,20 @@ leads, and each other watches only the one before it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..backend import Contender, ReleasePlan
+from ..backend import ReleasePlan
 from ..errors import (
     AccessDenied,
     LeadershipError,
     NotLeader,
-    SessionLost,
     StoreError,
     StoreUnavailable,
 )
 from ..lease import Claim, claim
-from ..session import Slot
+from ._entry_contender import DELETED, EntryContender, raise_if
 from ._etcd_release import release
 from ._etcd_requests import (
     EVENT_DELETE,
@@ -33,7 +32,7 @@ from ._etcd_requests import (
     reading,
     unchanged,
 )
-from ._etcd_session import DELETED, EtcdSession
+from ._etcd_session import EtcdSession
 from ._etcd_watch import Compacted, Watch
 from ._grpc import etcdrpc
 
@@ -59,7 +58,7 @@ class _Entry:
     view: _View | None = None
 
 
-class EtcdContender(Contender):
+class EtcdContender(EntryContender[EtcdSession]):
     """One candidate's entry in one election."""
 
     def __init__(
@@ -71,12 +70,9 @@ class EtcdContender(Contender):
         own_session: bool,
         guarded: bool,
     ) -> None:
+        super().__init__(key, value, backend.sessions.reserve(key, ttl, own_session, guarded))
         self._backend = backend
-        self.key = key
         self._prefix = prefix_of(key)
-        self._value = value
-        self._slot: Slot[EtcdSession] = backend.sessions.reserve(key, ttl, own_session, guarded)
-        self._session: EtcdSession | None = None
         # Our entry's key and create revision; the revision is 0 while none is known to stand.
         self.name = b""
         self.revision = 0
@@ -84,36 +80,12 @@ class EtcdContender(Contender):
         self._written = 0
         # Whether a write may have made an entry that we have not seen.
         self._unsure = False
-        # Whether a removal was asked for, and not confirmed: it may come late.
-        self._leaving = False
         self._entering: asyncio.Future[_Entry] | None = None
         self._guard: Watch | None = None
-        self._wake: asyncio.Future[StoreError | None] | None = None
-        self._lost: Callable[[str], None] | None = None
-        self._told: str | None = None
-        self._closed = False
 
     # --- to win ---
 
-    async def campaign(self, lost: Callable[[str], None]) -> Claim:
-        if self._leaving:
-            # An entry that a delayed removal may still take must not lead.
-            await self.leave()
-        self._lost = None
-        while True:
-            session = await self._slot.session()
-            try:
-                won = await self._campaign_on(session)
-            except SessionLost as error:
-                session.lost_by(error)
-                self._forget()
-                continue
-            if won is not None:
-                self._lost = lost
-                return won
-
     async def _campaign_on(self, session: EtcdSession) -> Claim | None:
-        """Wait for the lead with one entry; None when that was lost: a new one is needed."""
         if session is not self._session:
             # What hung on the old lease went with it, and so does what may still
             # be under way: nothing can be put on a lease that is gone.
@@ -127,7 +99,7 @@ class EtcdContender(Contender):
         try:
             while True:
                 # Before the read, so that what happens after it is not missed.
-                woken = self._wake = asyncio.get_running_loop().create_future()
+                woken = self._listen()
                 if self._told is not None or session.lease.ended is not None:
                     break
                 if view is None:
@@ -155,7 +127,7 @@ class EtcdContender(Contender):
                     self._predecessor_unknown,
                 )
                 view = None
-                _raise(await woken)
+                raise_if(await woken)
         finally:
             if before is not None:
                 self._backend.watches.cancel(before)
@@ -343,25 +315,6 @@ class EtcdContender(Contender):
         elif self._backend.watches.cut_off:
             self._look_again(error)
 
-    def cut_off(self, error: StoreUnavailable) -> None:
-        """The session is out of the store's reach: whoever waits decides what to do about it."""
-        self._look_again(error)
-
-    def _look_again(self, error: StoreError | None = None) -> None:
-        """Wake who waits, to look, or to raise an error; its entry keeps its place."""
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(error)
-
-    def entry_gone(self, reason: str) -> None:
-        """The store says that our entry is over; told once."""
-        if self._told is not None:
-            return
-        self._told = reason
-        self._look_again()
-        if self._lost is not None:
-            lost, self._lost = self._lost, None
-            lost(reason)
-
     # --- as leader, and after ---
 
     async def proclaim(self, value: bytes) -> None:
@@ -402,7 +355,6 @@ class EtcdContender(Contender):
         self._forget()
 
     def _forget(self) -> None:
-        """No entry of ours is known to stand any more."""
         if self._guard is not None:
             self._backend.watches.cancel(self._guard)
             self._guard = None
@@ -424,8 +376,3 @@ class EtcdContender(Contender):
             # stands on it, or may still appear, would block the election.
             self._backend.remove_later(session, self.name, revision, then_sweep=True)
         await self._backend.sessions.give_back(self._slot, self.key)
-
-
-def _raise(error: StoreError | None) -> None:
-    if error is not None:
-        raise error

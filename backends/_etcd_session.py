@@ -17,11 +17,10 @@ from ..errors import (
     StoreUnavailable,
 )
 from ..renewal import GrantedTtls, Holder, RenewedSession
+from ._entry_contender import DELETED
 from ._etcd_connection import Connection, Link, is_old_token, translate
 from ._etcd_watch import Watch, Watches
 from ._grpc import END_OF_STREAM, etcdrpc, grpc
-
-DELETED = "the entry was deleted at the store"
 
 
 class Entry(Holder, Protocol):

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from kazoo.exceptions import NoChildrenForEphemeralsError, NoNodeError
 
-from ..backend import Contender, ReleasePlan
-from ..errors import AccessDenied, NotLeader, SessionLost, StoreError, StoreUnavailable
+from ..backend import ReleasePlan
+from ..errors import AccessDenied, NotLeader, SessionLost, StoreError
 from ..lease import Claim, claim
-from ..session import Slot
+from ._entry_contender import DELETED, EntryContender, raise_if
 from ._zookeeper_connection import Connection
 from ._zookeeper_observation import contenders_of
 from ._zookeeper_release import release
@@ -26,10 +26,8 @@ from ._zookeeper_tree import children_of, data_of, fresh, make_parents, stat_of
 if TYPE_CHECKING:
     from ._zookeeper_election import Election
 
-DELETED = "the entry was deleted at the store"
 
-
-class ZooKeeperContender(Contender):
+class ZooKeeperContender(EntryContender[ZooKeeperSession]):
     """One candidate's entry in one election."""
 
     def __init__(
@@ -41,16 +39,12 @@ class ZooKeeperContender(Contender):
         own_session: bool,
         guarded: bool,
     ) -> None:
-        self._election = election
-        self.key = key
-        self._directory = election.settings.path_of(key)
-        self._value = value
         # Sequential nodes tell two contenders of one session apart, so one key's may share it.
         self._user = f"{key}#{next(election.numbers)}"
-        self._slot: Slot[ZooKeeperSession] = election.sessions.reserve(
-            self._user, ttl, own_session, guarded
-        )
-        self._session: ZooKeeperSession | None = None
+        slot = election.sessions.reserve(self._user, ttl, own_session, guarded)
+        super().__init__(key, value, slot)
+        self._election = election
+        self._directory = election.settings.path_of(key)
         # Our entry's name, and its czxid; "" while none is known to stand.
         self._name = ""
         self._token = 0
@@ -64,34 +58,10 @@ class ZooKeeperContender(Contender):
         # Whether the watch on our entry is set at the server.
         self._guarded = False
         self._unguard: Callable[[], None] = lambda: None
-        # Whether a removal was asked for, and not confirmed: it may come late.
-        self._leaving = False
-        self._wake: asyncio.Future[StoreError | None] | None = None
-        self._lost: Callable[[str], None] | None = None
-        self._told: str | None = None
-        self._closed = False
 
     # --- to win ---
 
-    async def campaign(self, lost: Callable[[str], None]) -> Claim:
-        if self._leaving:
-            # An entry that a delayed removal may still take must not lead.
-            await self.leave()
-        self._lost = None
-        while True:
-            session = await self._slot.session()
-            try:
-                won = await self._campaign_on(session)
-            except SessionLost as error:
-                session.lost_by(error)
-                self._forget()
-                continue
-            if won is not None:
-                self._lost = lost
-                return won
-
     async def _campaign_on(self, session: ZooKeeperSession) -> Claim | None:
-        """Wait for the lead with one entry; None when that was lost: a new one is needed."""
         if session is not self._session:
             # What hung on the old session went with it, seen or not.
             await self._entered()
@@ -106,7 +76,7 @@ class ZooKeeperContender(Contender):
         connection = session.connection
         while True:
             # Before the read, so that what happens after it is not missed.
-            woken = self._wake = asyncio.get_running_loop().create_future()
+            woken = self._listen()
             if self._told is not None or session.lease.ended is not None:
                 break
             if self._next_in_line:
@@ -135,7 +105,7 @@ class ZooKeeperContender(Contender):
                     NoNodeError,
                     repeatable=True,
                 )
-                _raise(await woken)
+                raise_if(await woken)
             except NoNodeError:
                 continue
             finally:
@@ -311,25 +281,6 @@ class ZooKeeperContender(Contender):
                 continue
             return
 
-    def cut_off(self, error: StoreUnavailable) -> None:
-        """The session is out of the store's reach: whoever waits decides what to do about it."""
-        self._look_again(error)
-
-    def _look_again(self, error: StoreError | None = None) -> None:
-        """Wake who waits, to look, or to raise an error; its entry keeps its place."""
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(error)
-
-    def entry_gone(self, reason: str) -> None:
-        """The store says that our entry is over; told once."""
-        if self._told is not None:
-            return
-        self._told = reason
-        self._look_again()
-        if self._lost is not None:
-            lost, self._lost = self._lost, None
-            lost(reason)
-
     # --- as leader, and after ---
 
     async def proclaim(self, value: bytes) -> None:
@@ -377,7 +328,6 @@ class ZooKeeperContender(Contender):
                 )
 
     def _forget(self) -> None:
-        """No entry of ours is known to stand any more."""
         self._unguard()
         self._unguard = lambda: None
         if self._session is not None:
@@ -407,8 +357,3 @@ class ZooKeeperContender(Contender):
                 await self._election.context.clock.sleep(min(1.0, session.ttl / 10))
             else:
                 return
-
-
-def _raise(error: StoreError | None) -> None:
-    if error is not None:
-        raise error
