@@ -20,7 +20,7 @@ from tests.conftest import MakeEtcd
 from tests.leaks import footprint
 from tests.servers.etcd import LIMITED, ROOT, EtcdCluster, EtcdServer
 from tests.servers.etcd_client import EtcdClient, EtcdctlError, User
-from tests.servers.fault_proxy import FaultProxy, Mode
+from tests.servers.fault_proxy import Fate, FaultProxy, Mode
 from tests.servers.ports import LOOPBACK, PortTakenError
 from tests.servers.process import ServerDiedError
 from tests.servers.programs import CHECKOUT
@@ -351,7 +351,7 @@ def test_a_delay_hands_bytes_on_later(echo: Echo) -> None:
 
 
 def test_a_reply_is_lost_to_the_request_that_was_named_and_to_all_after_it(echo: Echo) -> None:
-    echo.proxy.lose_reply_to(b"create")
+    echo.proxy.catch(b"create", Fate.ALL_UNANSWERED)
     echo.client.sendall(b"read")
     assert echo.server.recv(10) == b"read"
     echo.server.sendall(b"down")
@@ -363,6 +363,50 @@ def test_a_reply_is_lost_to_the_request_that_was_named_and_to_all_after_it(echo:
     assert silent(echo.client)
     echo.proxy.set(Mode.PASS)
     assert echo.client.recv(10) == b"down"
+
+
+def test_a_reply_is_lost_with_its_connection_and_no_other(echo: Echo) -> None:
+    other, beyond = echo.connect()
+    echo.proxy.catch(re.compile(b"re(new|lease)"), Fate.REPLY_LOST)
+    echo.client.sendall(b"renew it")
+    assert echo.server.recv(10) == b"renew it"
+    assert echo.proxy.has_caught
+    echo.server.sendall(b"down")
+    with pytest.raises(ConnectionResetError):
+        echo.client.recv(10)
+    other.sendall(b"renew it")
+    assert beyond.recv(10) == b"renew it"
+    beyond.sendall(b"down")
+    assert other.recv(10) == b"down"
+    other.close()
+    beyond.close()
+
+
+def test_a_reply_is_late_on_its_connection_and_no_other(echo: Echo) -> None:
+    other, beyond = echo.connect()
+    echo.proxy.catch(b"renew", Fate.REPLY_LATE)
+    echo.client.sendall(b"renew it")
+    assert echo.server.recv(10) == b"renew it"
+    echo.server.sendall(b"down")
+    assert silent(echo.client)
+    beyond.sendall(b"down")
+    assert other.recv(10) == b"down"
+    echo.proxy.set(Mode.PASS)
+    assert echo.client.recv(10) == b"down"
+    other.close()
+    beyond.close()
+
+
+def test_a_request_is_late_even_if_its_sender_has_gone(echo: Echo) -> None:
+    echo.proxy.catch(b"create", Fate.REQUEST_LATE)
+    echo.client.sendall(b"create it")
+    assert silent(echo.server)
+    assert echo.proxy.has_caught
+    echo.client.close()
+    assert silent(echo.server)
+    echo.proxy.set(Mode.PASS)
+    assert echo.server.recv(10) == b"create it"
+    assert echo.server.recv(10) == b""
 
 
 def test_what_is_lost_is_sent_again_later_and_in_order(echo: Echo) -> None:

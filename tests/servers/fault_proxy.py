@@ -1,14 +1,18 @@
 """A TCP relay that can be cut, slowed and reset, without root and without netem."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import enum
 import random
+import re
 import socket
 import struct
 import threading
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.servers.ports import LOOPBACK
 
@@ -33,6 +37,15 @@ class Mode(enum.Enum):
     LOSS = "loss"  # lose packets: TCP sends them again, ever later
 
 
+class Fate(enum.Enum):
+    """What becomes of one request that the relay was told to catch."""
+
+    ALL_UNANSWERED = "all unanswered"  # it gets there, and then the relay goes into mode DOWN
+    REPLY_LOST = "reply lost"  # it gets there, and its connection is reset instead of the reply
+    REPLY_LATE = "reply late"  # its connection brings nothing back until the next change of mode
+    REQUEST_LATE = "request late"  # it gets there at the next change of mode, whoever still waits
+
+
 class FaultProxy:
     """Relays ``127.0.0.1:<port>`` to ``target`` on a thread of its own; passes at first.
 
@@ -48,10 +61,12 @@ class FaultProxy:
     ) -> None:
         self._target = (target_host, target_port)
         self._chance = chance or random.Random(0)
-        self._unanswered: bytes | None = None
+        self._wanted: tuple[re.Pattern[bytes], Fate] | None = None
+        self._caught = False
         self._mode = Mode.PASS
         self._delay = 0.0
         self._changed = asyncio.Event()
+        self._held: list[asyncio.Event] = []
         self._writers: set[asyncio.StreamWriter] = set()
         self._relays: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -87,22 +102,38 @@ class FaultProxy:
 
     def set(self, mode: Mode | str, delay: float = 0.0) -> None:
         """Change the mode; it is in force when this returns. ``delay`` is in seconds."""
-        change = self._set(Mode(mode), delay)
-        asyncio.run_coroutine_threadsafe(change, self._loop).result()
+        self._call(self._set(Mode(mode), delay))
 
-    def lose_reply_to(self, request: bytes) -> None:
-        """Once a client sends these bytes, hand them on, and go into mode DOWN."""
-        self._loop.call_soon_threadsafe(self._lose_reply_to, request)
+    @property
+    def has_caught(self) -> bool:
+        """Whether the request came that the last :meth:`catch` was about."""
+        return self._caught
 
-    def _lose_reply_to(self, request: bytes | None) -> None:
-        self._unanswered = request
+    def catch(self, request: bytes | re.Pattern[bytes], fate: Fate) -> None:
+        """The next request in which this is found has this fate; in mode PASS only."""
+        found = request if isinstance(request, re.Pattern) else re.compile(re.escape(request))
+        self._call(self._catch(found, fate))
+
+    async def _catch(self, request: re.Pattern[bytes], fate: Fate) -> None:
+        self._wanted = request, fate
+        self._caught = False
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Relay this connection too, which somebody else accepted."""
+        asyncio.run_coroutine_threadsafe(self._adopt(connection), self._loop)
+
+    async def _adopt(self, connection: socket.socket) -> None:
+        self._accept(*await asyncio.open_connection(sock=connection))
+
+    def _call(self, doing: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(doing, self._loop).result()
 
     def close(self) -> None:
         """Drop every connection, stop listening, end the thread. Closing twice is fine."""
         if self._closed:
             return
         self._closed = True
-        asyncio.run_coroutine_threadsafe(self._shut(), self._loop).result()
+        self._call(self._shut())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -110,7 +141,10 @@ class FaultProxy:
     async def _set(self, mode: Mode, delay: float) -> None:
         self._mode = mode
         self._delay = delay
-        self._unanswered = None
+        self._wanted = None
+        for held in self._held:
+            held.set()
+        self._held.clear()
         self._changed.set()
         self._changed = asyncio.Event()
         if mode is Mode.RESET:
@@ -141,9 +175,10 @@ class FaultProxy:
                 return
             server_reader, server_writer = await asyncio.open_connection(*self._target)
             self._writers.add(server_writer)
+            fates = _Fates()
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(reader, server_writer, Mode.UP))
-                pumps.create_task(self._pump(server_reader, writer, Mode.DOWN))
+                pumps.create_task(self._pump(reader, server_writer, Mode.UP, fates))
+                pumps.create_task(self._pump(server_reader, writer, Mode.DOWN, fates))
         except OSError:
             writer.transport.abort()
         finally:
@@ -153,7 +188,7 @@ class FaultProxy:
                     used.close()
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Mode
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Mode, fates: _Fates
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
@@ -161,13 +196,34 @@ class FaultProxy:
                     await asyncio.sleep(self._delay)
                 elif self._mode is Mode.LOSS:
                     await asyncio.sleep(self._time_lost())
-                elif way is Mode.UP and self._unanswered and self._unanswered in data:
-                    await self._set(Mode.DOWN, 0.0)
+                elif way is Mode.UP:
+                    await self._look(data, fates)
+                if way is Mode.DOWN and fates.reset:
+                    _reset(writer)
+                    return
                 await self._let_through(Mode.STALL, way)
+                await fates.of(way).wait()
                 writer.write(data)
                 await writer.drain()
             await self._let_through(Mode.STALL, way)
+            await fates.of(way).wait()
         writer.close()
+
+    async def _look(self, data: bytes, fates: _Fates) -> None:
+        """Seal this connection's fate, if it is the request that is to be caught."""
+        if self._wanted is None or not self._wanted[0].search(data):
+            return
+        _, fate = self._wanted
+        self._wanted = None
+        self._caught = True
+        if fate is Fate.ALL_UNANSWERED:
+            await self._set(Mode.DOWN, 0.0)
+        elif fate is Fate.REPLY_LOST:
+            fates.reset = True
+        else:
+            held = fates.down if fate is Fate.REPLY_LATE else fates.up
+            held.clear()
+            self._held.append(held)
 
     def _time_lost(self) -> float:
         tries = 0
@@ -178,6 +234,19 @@ class FaultProxy:
     async def _let_through(self, *stalling: Mode) -> None:
         while self._mode in stalling:
             await self._changed.wait()
+
+
+class _Fates:
+    """What was decided about one connection alone; each way is open while its event is set."""
+
+    def __init__(self) -> None:
+        self.up, self.down = asyncio.Event(), asyncio.Event()
+        self.up.set()
+        self.down.set()
+        self.reset = False
+
+    def of(self, way: Mode) -> asyncio.Event:
+        return self.up if way is Mode.UP else self.down
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
