@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+_RANGE = "10.213"
 _NOWHERE = "02:00:00:00:00:01"
 _serial = itertools.count()
 
@@ -28,12 +29,16 @@ class Network:
 
     Args:
         size: how many there are.
+        reached: from this machine too, which no cut concerns.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, reached: bool = False) -> None:
         # Interface names have at most 15 characters, and other runs have theirs.
         self._name = f"ls{os.getpid() % 100_000}x{next(_serial)}"
-        self.hosts = [f"10.213.7.{number + 1}" for number in range(size)]
+        # Only what this machine reaches has to differ from what other runs have.
+        self._range = _unused_range() if reached else f"{_RANGE}.0"
+        self._reached = reached
+        self.hosts = [f"{self._range}.{number + 1}" for number in range(size)]
         self._hardware: list[str] = []
         self._cut: set[tuple[int, int]] = set()
 
@@ -41,6 +46,8 @@ class Network:
         """Make them."""
         _ip("link", "add", f"{self._name}b", "type", "bridge")
         _ip("link", "set", f"{self._name}b", "up")
+        if self._reached:
+            _ip("addr", "add", f"{self._range}.254/24", "dev", f"{self._name}b")
         for number, host in enumerate(self.hosts):
             space, outer = self.space(number), f"{self._name}v{number}"
             _ip("netns", "add", space)
@@ -92,6 +99,14 @@ class Network:
     def _point(self, sender: int, receiver: int, hardware: str) -> None:
         where = ["neigh", "replace", self.hosts[receiver], "lladdr", hardware]
         _ip("-n", self.space(sender), *where, "dev", "eth0", "nud", "permanent")
+
+
+def _unused_range() -> str:
+    """The first three numbers of addresses that nobody on this machine has."""
+    taken = _ip("-o", "-4", "addr")
+    # From another start for each process: two may look at the same moment.
+    numbers = (1 + (os.getpid() + step) % 250 for step in range(250))
+    return next(found for n in numbers if f" {(found := f'{_RANGE}.{n}')}." not in taken)
 
 
 def _ip(*arguments: str) -> str:

@@ -2,6 +2,7 @@
 
     python -m tests.faults play [--minutes 1] [--store etcd] [--seed 1] [--folder soak]
     python -m tests.faults check FILE...
+    python -m tests.faults --kinds
 
 A round lasts a minute and has a seed of its own, the given one and up; odd
 seeds are played on three servers. The same seed draws the same faults, not
@@ -22,6 +23,7 @@ from leadership.clock import SystemClock
 
 from . import history
 from .grounds import BACKENDS
+from .kinds import KINDS
 from .rounds import Plan, Summary, play
 
 ROUND = 60.0
@@ -31,7 +33,8 @@ _CLOCK = SystemClock()
 def main(arguments: list[str]) -> int:
     """The exit status: 0 without a violation."""
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--kinds", action="store_true", help="list the kinds of faults")
+    commands = parser.add_subparsers(dest="command")
     playing = commands.add_parser("play", help="play rounds")
     playing.add_argument("--minutes", type=float, default=1.0)
     playing.add_argument("--store", choices=BACKENDS, action="append")
@@ -43,7 +46,14 @@ def main(arguments: list[str]) -> int:
     wanted = parser.parse_args(arguments)
     if wanted.command == "check":
         return _check(wanted.files)
-    return _play(wanted)
+    if wanted.command == "play":
+        return _play(wanted)
+    if not wanted.kinds:
+        parser.error("play, check, or --kinds")
+    width = max(len(kind.name) for kind in KINDS)
+    for kind in KINDS:
+        print(f"{kind.name:{width}}  {kind.does}")
+    return 0
 
 
 def _check(files: list[Path]) -> int:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from .history import (
     AnyRecord,
+    Blocked,
     Closing,
     Entered,
     Healed,
+    Heard,
     Hung,
     Injected,
     Read,
@@ -163,9 +165,7 @@ def _loss_is_told(history: Sequence[AnyRecord]) -> Iterator[Violation]:
     stalls = defaultdict(list)
     for stall in _of(Stalled, history):
         stalls[stall.process].append(stall)
-    last_seen = {
-        record.process: record.at for record in history if not isinstance(record, _WITHOUT_PROCESS)
-    }
+    last_seen = _last_seen(history)
     for reign in _reigns(history):
         word = told.get((reign.process, reign.token))
         due = reign.last.valid_until if word is None else word.valid_until
@@ -177,6 +177,23 @@ def _loss_is_told(history: Sequence[AnyRecord]) -> Iterator[Violation]:
             how = "has not been told" if word is None else "was told late"
             details = f"{reign} {how}: {at - due:.3f} s after it could have been"
             yield Violation(at, "loss is told", details)
+
+
+def _loss_is_heard_when_the_code_can_run(history: Sequence[AnyRecord]) -> Iterator[Violation]:
+    """The user's own code learns it as soon as it runs, not only hooks that run beside it."""
+    heard = {(each.process, each.token): each.at for each in _of(Heard, history)}
+    last_seen = _last_seen(history)
+    standing: list[Stalled | Blocked] = [*_of(Stalled, history), *_of(Blocked, history)]
+    standing.sort(key=lambda each: each.since)
+    for told in _of(Told, history):
+        due = told.at
+        for still in standing:
+            if still.process == told.process and still.since <= due + PROMPTNESS:
+                due = max(due, still.at)
+        at = heard.get((told.process, told.token), last_seen[told.process])
+        if at > due + PROMPTNESS:
+            details = f"{told.process} with token {told.token} ran for {at - due:.3f} s before"
+            yield Violation(at, "loss is heard when the code can run", details)
 
 
 def _a_leader_again_in_bounded_time(history: Sequence[AnyRecord]) -> Iterator[Violation]:
@@ -205,19 +222,30 @@ def _leaderless(
 
 
 def _calm(history: Sequence[AnyRecord], began: float, end: float) -> Iterator[tuple[float, float]]:
-    """The times without a fault."""
-    active: set[int] = set()
+    """The times without a fault, or with one that leaves the other candidates their store."""
+    active: dict[int, Injected] = {}
     since = began
+    calm = True
     for record in history:
         if isinstance(record, Injected):
-            if not active:
-                yield since, record.at
-            active.add(record.number)
+            active[record.number] = record
         elif isinstance(record, Healed):
-            active.discard(record.number)
-            since = record.at
-    if not active:
+            active.pop(record.number, None)
+        else:
+            continue
+        was, calm = calm, _is_calm(active.values())
+        # Whatever such a fault did, its end does the others no harm.
+        if was and calm and isinstance(record, Healed):
+            continue
+        if was:
+            yield since, record.at
+        since = record.at
+    if calm:
         yield since, end
+
+
+def _is_calm(active: Collection[Injected]) -> bool:
+    return not active or (len(active) == 1 and all(fault.concerns_one for fault in active))
 
 
 def _one_entry_per_candidate(history: Sequence[AnyRecord]) -> Iterator[Violation]:
@@ -247,6 +275,7 @@ _RULES = (
     _a_child_never_leads,
     _no_term_is_cut_short,
     _loss_is_told,
+    _loss_is_heard_when_the_code_can_run,
     _a_leader_again_in_bounded_time,
     _one_entry_per_candidate,
     _nothing_is_left,
@@ -254,6 +283,12 @@ _RULES = (
 )
 
 _WITHOUT_PROCESS = (Setting, Injected, Healed, Entered, Closing, Remained, Registered, Hung)
+
+
+def _last_seen(history: Iterable[AnyRecord]) -> dict[str, float]:
+    return {
+        record.process: record.at for record in history if not isinstance(record, _WITHOUT_PROCESS)
+    }
 
 
 def _reigns(history: Iterable[AnyRecord]) -> list[_Reign]:

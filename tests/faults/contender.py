@@ -3,15 +3,21 @@
     python -m tests.faults.contender JSON
 
 It records what it sees in a file of its own, and takes orders, a line each:
-`resign`; `block SECONDS` (the user's thread, or event loop, stands still),
-`fork`, `exit` (the interpreter ends, nothing is stopped), which a leader obeys;
-`expire HOST:PORT` (our session on that ZooKeeper ends).
+`resign`; `withdraw SECONDS` (it stops, and contends again after so long);
+`expire HOST:PORT` (our session on that ZooKeeper ends). Only a leader obeys:
+`block SECONDS` (the user's thread, or event loop, stands still), `seize SECONDS`
+(it holds the interpreter, so that no other thread of ours runs), `fork`, `exit`
+(the interpreter ends, nothing is stopped).
+
+Beside the election it takes part in another one, of which nothing is recorded:
+so its lease or session has another user too.
 At the end of its input, and at SIGTERM, it finishes its work and stops.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import queue
 import signal
@@ -32,17 +38,23 @@ from leadership.events import Event, TermEnded
 from leadership.signals import telling_signals
 from leadership.term import TermBase
 
-from .history import Ended, Read, Recorder, Stalled, Started, Told, Wrote
+from .history import Blocked, Ended, Heard, Read, Recorder, Stalled, Started, Told, Wrote
 from .register import RegisterClient
 
 PACE = 0.02
 """Seconds between two steps of a leader's work."""
+
+BESIDE = "-beside"
+"""Added to the key: the other election that each candidate takes part in."""
 
 _BEAT = 0.02
 _STALL = 0.1
 _LAST_WORKS = 3
 
 _CLOCK = SystemClock()
+
+_HOLDING = ctypes.PyDLL(None)
+"""The C library, called without letting go of the interpreter."""
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -73,6 +85,9 @@ class Contender:
         self.register = RegisterClient(wish.register)
         self.draining = threading.Event()
         self.leading = False
+        self.away = 0.0
+        self._led: int | None = None
+        self._blocked = False
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.never = threading.Event()
 
@@ -87,10 +102,17 @@ class Contender:
     def lead(self, term: TermBase) -> Iterator[None]:
         """The work of one term, in steps: the caller waits between them."""
         self.leading = True
+        self._led = term.token
         try:
             yield from self._work(term)
         finally:
             self.leading = False
+
+    def heard(self) -> None:
+        """The user's code comes to the end of its term, if it had one."""
+        if self._led is not None:
+            self.record.write(Heard(_CLOCK.now(), self.name, self._led))
+            self._led = None
 
     def _work(self, term: TermBase) -> Iterator[None]:
         last_works = _LAST_WORKS
@@ -126,11 +148,30 @@ class Contender:
         while not self._orders.empty():
             order, _, argument = self._orders.get().partition(" ")
             if order == "block":
-                self.never.wait(float(argument))
+                self._block(float(argument))
+            elif order == "seize":
+                self._seize(term, float(argument))
             elif order == "fork":
                 self._fork(term)
             elif order == "exit":
                 sys.exit()
+
+    def _block(self, seconds: float) -> None:
+        began = _CLOCK.now()
+        self._blocked = True
+        self.never.wait(seconds)
+        self._blocked = False
+        self.record.write(Blocked(_CLOCK.now(), self.name, began))
+
+    def _seize(self, term: TermBase, seconds: float) -> None:
+        """Hold the interpreter, and ask before any other thread has had it again."""
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1000)
+        # Who waits for the interpreter already still has the old interval.
+        self.never.wait(_BEAT)
+        _HOLDING.poll(None, 0, int(1000 * seconds))
+        self._reads_true(term)
+        sys.setswitchinterval(interval)
 
     def _fork(self, term: TermBase) -> None:
         child = os.fork()
@@ -159,10 +200,12 @@ class Contender:
         before = _CLOCK.now()
         while not self.never.wait(_BEAT):
             now = _CLOCK.now()
-            if now - before > _STALL:
-                term = self.candidate().term
-                if self.leading and term is not None:
-                    self._reads_true(term)
+            stalled = now - before > _STALL
+            term = self.candidate().term
+            # Another thread of the user's may ask while one stands still.
+            if ((stalled and self.leading) or self._blocked) and term is not None:
+                self._reads_true(term)
+            if stalled:
                 self.record.write(Stalled(now, self.name, before))
             before = now
 
@@ -171,6 +214,9 @@ class Contender:
             order, _, argument = line.strip().partition(" ")
             if order == "resign":
                 self.resign()
+            elif order == "withdraw":
+                self.away = float(argument)
+                self.stop()
             elif order == "expire":
                 self._expire(argument)
             else:
@@ -213,10 +259,22 @@ class ThreadContender(Contender):
         super().__init__(wish)
         self._store = new_store(wish.url, hooks=[self.hook])
         self._candidate = Candidate(self._store, wish.key, wish.name, ttl=wish.ttl)
+        self._companion = Candidate(self._store, wish.key + BESIDE, wish.name, ttl=wish.ttl)
         # Kept, so that an interpreter's exit finds it open.
         self._elections = self._candidate.run_for_election()
 
     def run(self) -> None:
+        beside = threading.Thread(target=self._run_beside, daemon=True)
+        beside.start()
+        self._contend()
+        while not self.draining.wait(self.away):
+            self._elections = self._candidate.run_for_election()
+            self._contend()
+        self._companion.stop()
+        beside.join()
+        self._store.close()
+
+    def _contend(self) -> None:
         for elected in self._elections:
             if elected:
                 term = self._candidate.term
@@ -224,10 +282,16 @@ class ThreadContender(Contender):
                 # Not by `wait_lost`: to come back from that the library must run first.
                 for _ in self.lead(term):
                     self.never.wait(PACE)
+            if not elected or self.draining.is_set():
+                self.heard()
             if self.draining.is_set():
                 break
         self._elections.close()
-        self._store.close()
+        self.heard()
+
+    def _run_beside(self) -> None:
+        for _ in self._companion.run_for_election():
+            pass
 
     def candidate(self) -> CandidateBase[Any]:
         return self._candidate
@@ -247,6 +311,7 @@ class LoopContender(Contender):
         self._loop = asyncio.new_event_loop()
         self._store = aio.new_store(wish.url, hooks=[self.hook])
         self._candidate = aio.Candidate(self._store, wish.key, wish.name, ttl=wish.ttl)
+        self._companion = aio.Candidate(self._store, wish.key + BESIDE, wish.name, ttl=wish.ttl)
         self._elections = self._candidate.run_for_election()
 
     def run(self) -> None:
@@ -254,16 +319,32 @@ class LoopContender(Contender):
             runner.run(self._run())
 
     async def _run(self) -> None:
+        beside = asyncio.ensure_future(self._run_beside())
+        await self._contend()
+        while not await asyncio.to_thread(self.draining.wait, self.away):
+            self._elections = self._candidate.run_for_election()
+            await self._contend()
+        await self._companion.stop()
+        await beside
+        await self._store.close()
+
+    async def _contend(self) -> None:
         async for elected in self._elections:
             if elected:
                 term = self._candidate.term
                 assert term is not None
                 for _ in self.lead(term):
                     await asyncio.sleep(PACE)
+            if not elected or self.draining.is_set():
+                self.heard()
             if self.draining.is_set():
                 break
         await self._elections.close()
-        await self._store.close()
+        self.heard()
+
+    async def _run_beside(self) -> None:
+        async for _ in self._companion.run_for_election():
+            pass
 
     def candidate(self) -> CandidateBase[Any]:
         return self._candidate

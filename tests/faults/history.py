@@ -92,6 +92,20 @@ class Stalled(Record, frozen=True):
     since: float
 
 
+class Blocked(Record, frozen=True):
+    """The user's thread, or event loop, stood still from `since` to `at`; the rest went on."""
+
+    process: str
+    since: float
+
+
+class Heard(Record, frozen=True):
+    """The user's code has come to know that its term is over."""
+
+    process: str
+    token: int
+
+
 class Wrote(Record, frozen=True):
     """A leader wrote to the register, and whether that took it."""
 
@@ -110,12 +124,18 @@ class Registered(Record, frozen=True):
 
 
 class Injected(Record, frozen=True):
-    """A fault begins. `removal`: an operator takes a live leader's entry or session away."""
+    """A fault begins.
+
+    Attributes:
+        removal: an operator takes a live leader's entry or session away.
+        concerns_one: candidate alone: another can lead meanwhile.
+    """
 
     number: int
     kind: str
     target: str
     removal: bool = False
+    concerns_one: bool = False
 
 
 class Healed(Record, frozen=True):
@@ -154,6 +174,8 @@ AnyRecord: TypeAlias = (
     | Read
     | Told
     | Stalled
+    | Blocked
+    | Heard
     | Wrote
     | Registered
     | Injected

@@ -1,26 +1,22 @@
-"""The faults: each breaks something, says for how many seconds, and mends it.
-
-A fault is a generator of the seconds until it goes on; between two of its
-steps others may act.
-"""
+"""The faults: each breaks something, for seconds, and mends it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tests.servers.fault_proxy import Mode
+from tests.servers.fault_proxy import Fate, Mode
 
-from .checker import REMOVAL_OVERLAP
-from .grounds import Ground
-from .scene import Scene, can_step_wall_clock
-
-Steps = Iterator[float]
+from . import by_operators, on_lines, on_processes, on_servers
+from .ground import Ground
+from .scene import Scene, Steps
+from .wall_clock import can_be_stepped
 
 PROCESS, NETWORK, CLOCK, STORE, OPERATOR = (
     frozenset({area}) for area in ("process", "network", "clock", "store", "operator")
 )
+
+Play = Callable[[Scene, int], Steps]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,244 +24,28 @@ class Kind:
     """One kind of fault.
 
     Attributes:
+        does: it in a line.
         play: the fault, for a scene and the slot that it is aimed at.
         areas: what it breaks; two faults that break the same never run at a time.
         possible: whether it can be had on a ground.
         leader: it is aimed at whoever leads, since nobody else would notice.
         alone: at a calm time, and nothing else meanwhile.
-        removal: an operator takes a live leader's entry or session.
+        removal: an operator takes a live leader's entry, session or rights.
     """
 
     name: str
-    play: Callable[[Scene, int], Steps]
+    does: str
+    play: Play
     areas: frozenset[str]
     possible: Callable[[Ground], bool] = lambda ground: True
     leader: bool = False
     alone: bool = False
     removal: bool = False
 
-
-def started(scene: Scene, *slots: int) -> Steps:
-    """Start candidates in these slots; they contend when it is over."""
-    processes = [scene.start(slot) for slot in slots]
-    while any(process.is_running and not process.has_started for process in processes):
-        yield 0.05
-
-
-# --- the candidate's process ---
-
-
-def killed(scene: Scene, slot: int) -> Steps:
-    scene.processes[slot].kill()
-    yield scene.chance.uniform(0, scene.ground.ttl)
-    yield from started(scene, slot)
-
-
-def paused_shortly(scene: Scene, slot: int) -> Steps:
-    yield from _paused(scene, slot, 0.5 * scene.ground.ttl)
-
-
-def paused_for_long(scene: Scene, slot: int) -> Steps:
-    yield from _paused(scene, slot, _long(scene))
-
-
-def _paused(scene: Scene, slot: int, seconds: float) -> Steps:
-    process = scene.processes[slot]
-    process.pause()
-    yield seconds
-    process.resume()
-
-
-def _long(scene: Scene) -> float:
-    """Seconds after which somebody else leads instead."""
-    return scene.ground.expiry + scene.chance.uniform(0.3, 1.3) * scene.ground.ttl
-
-
-def _short_or_long(scene: Scene) -> float:
-    short = scene.chance.uniform(0.2, 0.8) * scene.ground.ttl
-    return scene.chance.choice((short, _long(scene)))
-
-
-def drained(scene: Scene, slot: int) -> Steps:
-    scene.processes[slot].terminate()
-    yield scene.chance.uniform(0.2, scene.ground.ttl)
-    yield from started(scene, slot)
-
-
-def blocked(scene: Scene, slot: int) -> Steps:
-    seconds = 2 * scene.ground.ttl
-    scene.processes[slot].order(f"block {seconds}")
-    yield seconds
-
-
-def resigned(scene: Scene, slot: int) -> Steps:
-    scene.processes[slot].order("resign")
-    yield 0.1
-
-
-def forked(scene: Scene, slot: int) -> Steps:
-    scene.processes[slot].order("fork")
-    yield 0.3
-
-
-def exited(scene: Scene, slot: int) -> Steps:
-    process = scene.processes[slot]
-    process.order("exit")
-    # Who does not lead does not obey, and is to go in the usual way.
-    yield 0.5
-    process.terminate()
-    yield 0.5
-    yield from started(scene, slot)
-
-
-def stepped(scene: Scene, slot: int) -> Steps:
-    for seconds in (3600, -86_400, 0):
-        scene.step_wall_clock(slot, seconds)
-        yield scene.ground.ttl / 2
-
-
-# --- its network ---
-
-
-def cut(scene: Scene, slot: int, mode: Mode) -> Steps:
-    line = scene.ground.lines[slot]
-    line.set(mode)
-    yield _short_or_long(scene)
-    yield from _mended(scene, slot)
-
-
-def slowed(scene: Scene, slot: int, mode: Mode) -> Steps:
-    line = scene.ground.lines[slot]
-    line.set(mode, 0.2)
-    yield scene.chance.uniform(1, 4) * scene.ground.ttl
-    line.set(Mode.PASS)
-
-
-def session_unanswered(scene: Scene, slot: int) -> Steps:
-    """A new candidate's lease or session is made, and it does not hear of it."""
-    yield from _unanswered(scene, slot, scene.ground.session_request)
-
-
-def entry_unanswered(scene: Scene, slot: int) -> Steps:
-    """A new candidate's entry is made, and it does not hear of it."""
-    yield from _unanswered(scene, slot, scene.ground.entry_request)
-
-
-def _unanswered(scene: Scene, slot: int, request: bytes) -> Steps:
-    line = scene.ground.lines[slot]
-    scene.processes[slot].kill()
-    line.lose_reply_to(request)
-    process = scene.start(slot)
-    while process.is_running and not line.has_lost_reply():
-        yield 0.05
-    yield _short_or_long(scene)
-    yield from _mended(scene, slot)
-
-
-def release_unanswered(scene: Scene, slot: int) -> Steps:
-    """A leader resigns, and does not hear that it has."""
-    scene.ground.lines[slot].set(Mode.DOWN)
-    scene.processes[slot].order("resign")
-    yield _short_or_long(scene)
-    yield from _mended(scene, slot)
-
-
-def _mended(scene: Scene, slot: int) -> Steps:
-    line = scene.ground.lines[slot]
-    # What was held back is lost for good half of the time, else it is only late.
-    if Mode.RESET in line.modes and scene.chance.random() < 0.5:
-        line.set(Mode.RESET)
-        yield 0.1
-    line.set(Mode.PASS)
-
-
-# --- the store ---
-
-
-def server_killed(scene: Scene, slot: int) -> Steps:
-    server = scene.chance.choice(scene.ground.servers)
-    server.kill()
-    yield scene.chance.uniform(0.1, 2) * scene.ground.ttl
-    yield from _behind(server.start)
-
-
-def server_restarted(scene: Scene, slot: int) -> Steps:
-    server = scene.chance.choice(scene.ground.servers)
-    yield from _behind(server.restart)
-
-
-def server_paused(scene: Scene, slot: int) -> Steps:
-    server = scene.chance.choice(scene.ground.servers)
-    server.pause()
-    yield _short_or_long(scene)
-    yield from _behind(server.resume)
-
-
-def quorum_killed(scene: Scene, slot: int) -> Steps:
-    lost = scene.chance.sample(list(scene.ground.servers), scene.ground.majority)
-    for server in lost:
-        server.kill()
-    yield _short_or_long(scene)
-    # Each is ready only when the others run too.
-    yield from _behind(*(server.start for server in lost))
-
-
-def quorum_paused(scene: Scene, slot: int) -> Steps:
-    lost = scene.chance.sample(list(scene.ground.servers), scene.ground.majority)
-    for server in lost:
-        server.pause()
-    yield _short_or_long(scene)
-    yield from _behind(*(server.resume for server in lost))
-
-
-def everybody_killed(scene: Scene, slot: int) -> Steps:
-    """Where the candidates are the store: a majority of it, or all."""
-    slots = list(scene.processes)
-    lost = scene.chance.sample(slots, scene.chance.choice((len(slots) // 2 + 1, len(slots))))
-    for each in lost:
-        scene.processes[each].kill()
-    yield scene.chance.uniform(0.1, 2) * scene.ground.ttl
-    yield from started(scene, *lost)
-
-
-def majority_paused(scene: Scene, slot: int) -> Steps:
-    """Where the candidates are the store: it loses its quorum, and gets it back."""
-    slots = list(scene.processes)
-    lost = scene.chance.sample(slots, len(slots) // 2 + 1)
-    for each in lost:
-        scene.processes[each].pause()
-    yield _short_or_long(scene)
-    for each in lost:
-        scene.processes[each].resume()
-
-
-def _behind(*acts: Callable[[], object]) -> Steps:
-    """Do all of these at once, while other faults go on; over when they are done."""
-    with ThreadPoolExecutor(len(acts)) as pool:
-        for doing in [pool.submit(act) for act in acts]:
-            while not doing.done():
-                yield 0.1
-            doing.result()
-
-
-def token_expired(scene: Scene, slot: int) -> Steps:
-    """The leader has nothing to say for so long that the store forgets who it is."""
-    assert scene.ground.token_ttl is not None
-    yield scene.ground.token_ttl + 1.5
-    yield from resigned(scene, slot)
-
-
-# --- the operator ---
-
-
-def entry_removed(scene: Scene, slot: int) -> Steps:
-    scene.ground.remove_entry()
-    yield 2 * REMOVAL_OVERLAP
-
-
-def session_ended(scene: Scene, slot: int) -> Steps:
-    scene.ground.end_session(scene.processes[slot])
-    yield 2 * REMOVAL_OVERLAP
+    @property
+    def concerns_one(self) -> bool:
+        """Candidate: the others have their store, and one of them can lead."""
+        return not self.areas & (STORE | OPERATOR)
 
 
 def _has_servers(ground: Ground) -> bool:
@@ -280,56 +60,239 @@ def _is_store_itself(ground: Ground) -> bool:
     return not ground.servers
 
 
-def _has_tokens(ground: Ground) -> bool:
-    return ground.token_ttl is not None
-
-
-def _sessions_can_be_ended(ground: Ground) -> bool:
-    return type(ground).end_session is not Ground.end_session
-
-
-def _on_the_line(name: str, play: Callable[[Scene, int, Mode], Steps], mode: Mode) -> Kind:
-    return Kind(
-        name,
-        lambda scene, slot: play(scene, slot, mode),
-        NETWORK,
-        lambda ground: all(mode in line.modes for line in ground.lines),
+def _on_processes() -> Iterator[Kind]:
+    yield Kind("killed", "SIGKILL, and a new one later", on_processes.killed, PROCESS)
+    yield Kind("paused for half the ttl", "SIGSTOP, short", on_processes.paused_shortly, PROCESS)
+    yield Kind(
+        "paused for longer than the ttl",
+        "SIGSTOP until another leads",
+        on_processes.paused_for_long,
+        PROCESS,
+    )
+    yield Kind(
+        "terminated, drains", "SIGTERM: it ends its work and stops", on_processes.drained, PROCESS
+    )
+    yield Kind(
+        "user's code blocked",
+        "the leader's thread or event loop stands still for twice the ttl",
+        on_processes.blocked,
+        PROCESS,
+        leader=True,
+    )
+    yield Kind(
+        "interpreter seized",
+        "the leader's code holds the interpreter, so that nothing renews, until another leads",
+        on_processes.seized,
+        PROCESS,
+        leader=True,
+    )
+    yield Kind("resigns", "the leader gives way", on_processes.resigned, PROCESS, leader=True)
+    yield Kind(
+        "withdraws",
+        "it stops contending, keeps its store, and comes back",
+        on_processes.withdrawn,
+        PROCESS,
+    )
+    yield Kind(
+        "forked", "the leader's child asks who leads", on_processes.forked, PROCESS, leader=True
+    )
+    yield Kind(
+        "exits without stop",
+        "the leader's interpreter ends, and nothing was stopped",
+        on_processes.exited,
+        PROCESS,
+        leader=True,
+    )
+    yield Kind(
+        "wall clock stepped",
+        "its time of day goes an hour ahead, and a day back",
+        on_processes.stepped,
+        CLOCK,
+        lambda ground: can_be_stepped(),
+    )
+    # Where the candidates are the store.
+    yield Kind(
+        "members killed",
+        "a majority of the members, or all, at once",
+        on_processes.everybody_killed,
+        PROCESS | STORE,
+        _is_store_itself,
+    )
+    yield Kind(
+        "majority paused",
+        "a majority of the members",
+        on_processes.majority_paused,
+        PROCESS | STORE,
+        _is_store_itself,
     )
 
 
-def _by_the_operator(
-    name: str, play: Callable[[Scene, int], Steps], possible: Callable[[Ground], bool]
-) -> Kind:
-    return Kind(name, play, OPERATOR, possible, leader=True, alone=True, removal=True)
+def _on_lines() -> Iterator[Kind]:
+    for name, does, play, mode in (
+        ("cut, connections reset", "its connections, and each new one", on_lines.cut, Mode.RESET),
+        ("half-open both ways", "nothing passes, nothing is reset", on_lines.cut, Mode.STALL),
+        ("half-open towards the store", "nothing that it sends arrives", on_lines.cut, Mode.UP),
+        ("half-open from the store", "nothing is answered", on_lines.cut, Mode.DOWN),
+        ("200 ms of delay", "each way", on_lines.slowed, Mode.DELAY),
+        ("30 % of loss", "as TCP has it: sent again, ever later", on_lines.slowed, Mode.LOSS),
+    ):
+        yield Kind(
+            name,
+            does,
+            lambda scene, slot, play=play, mode=mode: play(scene, slot, mode),  # type: ignore[misc]
+            NETWORK,
+            lambda ground, mode=mode: all(mode in line.modes for line in ground.lines),  # type: ignore[misc]
+        )
+    yield Kind(
+        "user's code blocked, and cut off",
+        "the leader's code stands still while its term runs out",
+        on_lines.blocked_and_cut,
+        PROCESS | NETWORK,
+        leader=True,
+    )
+    yield Kind(
+        "two members cut from each other",
+        "both still hear the third",
+        on_lines.pair_cut,
+        NETWORK,
+        _is_store_itself,
+    )
+    yield Kind(
+        "one server within reach",
+        "the others reset its connections",
+        on_lines.beside_one_server,
+        NETWORK,
+        _has_cluster,
+    )
 
 
-KINDS = (
-    Kind("killed", killed, PROCESS),
-    Kind("paused for half the ttl", paused_shortly, PROCESS),
-    Kind("paused for longer than the ttl", paused_for_long, PROCESS),
-    Kind("terminated, drains", drained, PROCESS),
-    Kind("user's code blocked", blocked, PROCESS, leader=True),
-    Kind("resigns", resigned, PROCESS, leader=True),
-    Kind("forked", forked, PROCESS, leader=True),
-    Kind("exits without stop", exited, PROCESS, leader=True),
-    Kind("wall clock stepped", stepped, CLOCK, lambda ground: can_step_wall_clock()),
-    _on_the_line("cut, connections reset", cut, Mode.RESET),
-    _on_the_line("half-open both ways", cut, Mode.STALL),
-    _on_the_line("half-open towards the store", cut, Mode.UP),
-    _on_the_line("half-open from the store", cut, Mode.DOWN),
-    _on_the_line("200 ms of delay", slowed, Mode.DELAY),
-    _on_the_line("30 % of loss", slowed, Mode.LOSS),
-    Kind("session's reply lost", session_unanswered, PROCESS | NETWORK, _has_servers),
-    Kind("entry's reply lost", entry_unanswered, PROCESS | NETWORK, _has_servers),
-    Kind("release's reply lost", release_unanswered, NETWORK, _has_servers, leader=True),
-    Kind("server killed", server_killed, STORE, _has_servers),
-    Kind("server restarted", server_restarted, STORE, _has_servers),
-    Kind("server paused", server_paused, STORE, _has_servers),
-    Kind("quorum killed", quorum_killed, STORE, _has_cluster),
-    Kind("quorum paused", quorum_paused, STORE, _has_cluster),
-    Kind("members killed", everybody_killed, PROCESS, _is_store_itself),
-    Kind("majority paused", majority_paused, PROCESS, _is_store_itself),
-    Kind("auth token expires", token_expired, STORE, _has_tokens, leader=True, alone=True),
-    _by_the_operator("entry removed", entry_removed, _has_servers),
-    _by_the_operator("session ended", session_ended, _sessions_can_be_ended),
-)
+def _on_requests() -> Iterator[Kind]:
+    for request, does, play, areas, leader in (
+        ("session", "by which it makes its lease or session", on_lines.at_start, PROCESS, False),
+        ("entry", "by which it enters or acquires", on_lines.at_start, PROCESS, False),
+        ("renewal", "by which a leader renews", on_lines.in_term, frozenset(), True),
+        ("release", "by which a leader resigns", on_lines.at_end, PROCESS, True),
+        ("vote", "by which a member asks for votes", on_lines.at_succession, PROCESS, True),
+        ("grant", "by which a member asks for a lease", on_lines.at_succession, PROCESS, True),
+    ):
+        for how, fate in (
+            ("'s reply lost", Fate.REPLY_LOST),
+            ("'s reply late", Fate.REPLY_LATE),
+            (" unanswered, and all after it", Fate.ALL_UNANSWERED),
+            (" late", Fate.REQUEST_LATE),
+        ):
+            yield Kind(
+                f"{request}{how}",
+                f"the request {does}",
+                lambda scene, slot, play=play, request=request, fate=fate: play(  # type: ignore[misc]
+                    scene, slot, request, fate
+                ),
+                areas | NETWORK,
+                lambda ground, request=request: (  # type: ignore[misc]
+                    request in ground.requests and all(line.catches for line in ground.lines)
+                ),
+                leader=leader,
+            )
+    yield Kind(
+        "entry late, its candidate gone",
+        "it is made when its candidate has withdrawn, and keeps the lease or session",
+        on_lines.entry_late,
+        PROCESS | NETWORK,
+        _has_servers,
+    )
+
+
+def _on_servers() -> Iterator[Kind]:
+    yield Kind("server killed", "SIGKILL to any", on_servers.killed, STORE, _has_servers)
+    yield Kind("server restarted", "in good order", on_servers.restarted, STORE, _has_servers)
+    yield Kind("server paused", "SIGSTOP to any", on_servers.paused, STORE, _has_servers)
+    for name, does, play in (
+        ("quorum killed", "two of three, and back", on_servers.quorum_killed),
+        ("quorum paused", "two of three, and back", on_servers.quorum_paused),
+    ):
+        yield Kind(name, does, play, STORE, _has_cluster)
+    for name, does, play, areas in (
+        (
+            "store's leader cut off",
+            "the server that leads the others hears nothing of them",
+            on_servers.leader_cut,
+            STORE,
+        ),
+        (
+            "store's leader cut off with ours",
+            "and our leader reaches no other server",
+            on_servers.leader_cut_with_candidate,
+            STORE | NETWORK,
+        ),
+        (
+            "store's leader cut off one way",
+            "it hears nothing of the others, or they nothing of it",
+            on_servers.leader_cut_one_way,
+            STORE,
+        ),
+        (
+            "servers cut from each other",
+            "the quorum is lost, and comes back",
+            on_servers.all_cut,
+            STORE,
+        ),
+    ):
+        yield Kind(name, does, play, areas, lambda ground: ground.network is not None, leader=True)
+    yield Kind(
+        "server's wall clock stepped",
+        "its time of day goes an hour ahead, and a day back",
+        on_servers.clock_stepped,
+        STORE,
+        lambda ground: ground.server_clock is not None,
+    )
+    yield Kind(
+        "auth token expires",
+        "the store forgets who the leader is",
+        on_servers.token_expired,
+        STORE,
+        lambda ground: ground.token_ttl is not None,
+        leader=True,
+        alone=True,
+    )
+
+
+def _by_operators() -> Iterator[Kind]:
+    for name, does, play, possible in (
+        (
+            "entry removed",
+            "the leader's entry is deleted",
+            by_operators.entry_removed,
+            _has_servers,
+        ),
+        (
+            "session ended",
+            "the leader's lease or session is ended",
+            by_operators.session_ended,
+            lambda ground: type(ground).end_session is not Ground.end_session,
+        ),
+        (
+            "token deleted",
+            "the leader's token is, and its next process has a new one",
+            by_operators.token_deleted,
+            lambda ground: ground.has_tokens,
+        ),
+        (
+            "member changed",
+            "the leading member is removed, and a new one is added",
+            by_operators.member_changed,
+            lambda ground: ground.has_changes,
+        ),
+    ):
+        yield Kind(
+            name,
+            does,
+            play,
+            OPERATOR | PROCESS,
+            possible,
+            leader=True,
+            alone=True,
+            removal=True,
+        )
+
+
+KINDS = (*_on_processes(), *_on_lines(), *_on_requests(), *_on_servers(), *_by_operators())

@@ -15,8 +15,8 @@ from . import history
 from .checker import Violation, leaders, violations
 from .grounds import ground
 from .history import AnyRecord, Injected, Registered
-from .kinds import KINDS, Kind, Steps
-from .scene import Scene
+from .kinds import KINDS, Kind
+from .scene import Scene, Steps
 
 AT_ONCE = 2
 """Faults."""
@@ -158,7 +158,11 @@ class _Course:
         slot = self._scene.leader() if kind.leader else self._scene.somebody()
         self._progress(kind.name)
         self._scene.injected(
-            self._begun, kind.name, self._scene.processes[slot].name, removal=kind.removal
+            self._begun,
+            kind.name,
+            self._scene.processes[slot].name,
+            removal=kind.removal,
+            concerns_one=kind.concerns_one,
         )
         fault = _Fault(self._begun, kind, kind.play(self._scene, slot), 0.0)
         self._active.append(fault)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from leadership.clock import SystemClock
-from tests.servers.programs import servers_folder
 from tests.waiting import wait_until
 
 from .contender import Wish
-from .grounds import KEY, SLOTS, Ground
+from .ground import KEY, SLOTS, Ground
 from .history import (
     AnyRecord,
     Closing,
@@ -29,11 +28,16 @@ from .history import (
 )
 from .process import GRACE, Process
 from .register import Register
+from .wall_clock import WallClock, can_be_stepped
 
 START = 60.0
 """Seconds for the first leader of a round."""
 
 _CLOCK = SystemClock()
+
+
+Steps = Iterator[float]
+"""A fault: the seconds until it goes on; between two of its steps others may act."""
 
 
 class Scene:
@@ -64,6 +68,7 @@ class Scene:
         self._serial = itertools.count(1)
         self.register = Register(folder / "register.jsonl")
         self.processes: dict[int, Process] = {}
+        self._wall_clocks: dict[int, WallClock] = {}
 
     # --- the candidates ---
 
@@ -88,7 +93,7 @@ class Scene:
             asynchronous=asynchronous,
         )
         log = self._folder / f"candidate-{slot}.log"
-        started = Process(wish, log, self.ground.command(slot), self._wall_clock(slot))
+        started = Process(wish, log, self.ground.command(slot), self._environment(slot))
         self.processes[slot] = started
         return started
 
@@ -112,24 +117,13 @@ class Scene:
 
     def step_wall_clock(self, slot: int, seconds: int) -> None:
         """For this candidate it is so much later than for us from now on."""
-        # Replaced as a whole: the reader may come at any moment.
-        new = self._folder / f"wall-clock-{slot}.new"
-        new.write_text(f"{seconds:+d}\n")
-        new.replace(self._wall_clock_file(slot))
+        self._wall_clocks[slot].step(seconds)
 
-    def _wall_clock_file(self, slot: int) -> Path:
-        return self._folder / f"wall-clock-{slot}"
-
-    def _wall_clock(self, slot: int) -> dict[str, str]:
-        if not can_step_wall_clock():
+    def _environment(self, slot: int) -> dict[str, str]:
+        if not can_be_stepped():
             return {}
-        self.step_wall_clock(slot, 0)
-        return {
-            "LD_PRELOAD": str(_fake_time()),
-            "FAKETIME_TIMESTAMP_FILE": str(self._wall_clock_file(slot)),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+        clock = self._wall_clocks[slot] = WallClock(self._folder / f"wall-clock-{slot}")
+        return clock.environment
 
     # --- the course of a round ---
 
@@ -179,9 +173,11 @@ class Scene:
             wait_until(stands, self.ground.bound)
         self.record(Entered(self.now(), tuple(owners), alive))
 
-    def injected(self, number: int, kind: str, target: str, *, removal: bool) -> None:
+    def injected(
+        self, number: int, kind: str, target: str, *, removal: bool, concerns_one: bool
+    ) -> None:
         """A fault begins."""
-        self.record(Injected(self.now(), number, kind, target, removal))
+        self.record(Injected(self.now(), number, kind, target, removal, concerns_one))
 
     def healed(self, number: int) -> None:
         """That fault is over."""
@@ -214,10 +210,28 @@ class Scene:
                 self._recorder.close()
 
 
-def _fake_time() -> Path:
-    return servers_folder() / "lib" / "libfaketimeMT.so.1"
+def restarted(scene: Scene, *slots: int) -> Steps:
+    """Start candidates in these slots; they contend when it is over."""
+    processes = [scene.start(slot) for slot in slots]
+    while any(process.is_running and not process.has_started for process in processes):
+        yield 0.05
 
 
-def can_step_wall_clock() -> bool:
-    """Whether this machine lets us."""
-    return os.name == "posix" and _fake_time().exists()
+def behind(*acts: Callable[[], object]) -> Steps:
+    """Do all of these at once, while other faults go on; over when they are done."""
+    with ThreadPoolExecutor(len(acts)) as pool:
+        for doing in [pool.submit(act) for act in acts]:
+            while not doing.done():
+                yield 0.1
+            doing.result()
+
+
+def long(scene: Scene) -> float:
+    """Seconds after which somebody else leads instead."""
+    return scene.ground.expiry + scene.chance.uniform(0.3, 1.3) * scene.ground.ttl
+
+
+def short_or_long(scene: Scene) -> float:
+    """Seconds after which somebody else leads instead, or perhaps not."""
+    short = scene.chance.uniform(0.2, 0.8) * scene.ground.ttl
+    return scene.chance.choice((short, long(scene)))

@@ -8,9 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.network_namespaces import Network
 from tests.servers.certificates import make_certificates
 from tests.servers.consul_client import ConsulClient, ConsulError
-from tests.servers.ports import LOOPBACK, free_port, require_free
+from tests.servers.place import HERE, Place, places
+from tests.servers.ports import free_port, require_free
 from tests.servers.process import ServerProcess
 from tests.servers.programs import program
 from tests.servers.server import READY_DEADLINE, Cluster, Server
@@ -45,12 +47,14 @@ class ConsulServer(Server, ConsulClient):
         acl: bool = False,
         limits: dict[str, Any] | None = None,
         name: str = "consul",
+        place: Place = HERE,
     ) -> None:
         self.name = name
+        self.place = place
         self.http_port = free_port()
         self.server_port = free_port()
         self.serf_port = free_port()
-        super().__init__([f"{LOOPBACK}:{self.http_port}"])
+        super().__init__([f"{place.host}:{self.http_port}"])
         self.session_ttl_min = 1 if fast else 10
         self.version = installed_version()
         self.folder = Path(tempfile.mkdtemp(prefix=f"leadership-{name}-"))
@@ -73,7 +77,8 @@ class ConsulServer(Server, ConsulClient):
             require_free(port)
         configuration = self.folder / "configuration.json"
         configuration.write_text(json.dumps(self._configuration()))
-        self._process.start([program("consul"), "agent", f"-config-file={configuration}"])
+        agent = [program("consul"), "agent", f"-config-file={configuration}"]
+        self._process.start([*self.place.command, *agent])
 
     def wait_ready(self, timeout: float = READY_DEADLINE) -> None:
         wait_until(self._is_ready, timeout, f"{self.name} ready; its log is {self._process.log}")
@@ -89,9 +94,15 @@ class ConsulServer(Server, ConsulClient):
     def make_token(self, rules: str) -> str:
         """The secret of a new token with these rules (HCL)."""
         name = f"rules-{abs(hash(rules))}"
-        self.api("PUT", "acl/policy", {"Name": name, "Rules": rules})
+        if not any(policy["Name"] == name for policy in self.api("GET", "acl/policies")):
+            self.api("PUT", "acl/policy", {"Name": name, "Rules": rules})
         made = self.api("PUT", "acl/token", {"Policies": [{"Name": name}]})
         return str(made["SecretID"])
+
+    def delete_token(self, secret: str) -> None:
+        """Nobody is let in by it any more."""
+        accessor = self.api("GET", "acl/token/self", token=secret)["AccessorID"]
+        self.api("DELETE", f"acl/token/{accessor}")
 
     def _is_ready(self) -> bool:
         self._process.require_running()
@@ -108,8 +119,8 @@ class ConsulServer(Server, ConsulClient):
             "data_dir": str(self.folder / "data"),
             "server": True,
             "bootstrap_expect": self.cluster_size,
-            "bind_addr": LOOPBACK,
-            "client_addr": LOOPBACK,
+            "bind_addr": self.place.host,
+            "client_addr": self.place.host,
             "log_level": "WARN",
             "retry_join": self.join,
             "retry_interval": "500ms",
@@ -157,14 +168,17 @@ class ConsulServer(Server, ConsulClient):
 class ConsulCluster(Cluster[ConsulServer], ConsulClient):
     """Three servers. Kill, pause, restart them through :attr:`members` or :meth:`leader`."""
 
-    def __init__(self, *, fast: bool = True, size: int = 3) -> None:
-        self.members = [ConsulServer(fast=fast, name=f"consul-{i + 1}") for i in range(size)]
+    def __init__(self, *, fast: bool = True, size: int = 3, network: Network | None = None) -> None:
+        self.members = [
+            ConsulServer(fast=fast, name=f"consul-{n + 1}", place=place)
+            for n, place in enumerate(places(size, network))
+        ]
         super().__init__([member.endpoint for member in self.members])
         self.session_ttl_min = self.members[0].session_ttl_min
         self.version = self.members[0].version
         for member in self.members:
             member.cluster_size = size
-            member.join = [f"{LOOPBACK}:{other.serf_port}" for other in self.members]
+            member.join = [f"{other.place.host}:{other.serf_port}" for other in self.members]
 
     def leader(self, timeout: float = READY_DEADLINE) -> ConsulServer:
         """The member that leads; waits for an election that is under way."""

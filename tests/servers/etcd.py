@@ -7,9 +7,11 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from tests.network_namespaces import Network
 from tests.servers.certificates import make_certificates
 from tests.servers.etcd_client import EtcdClient, User
-from tests.servers.ports import LOOPBACK, free_port, require_free
+from tests.servers.place import HERE, Place, places
+from tests.servers.ports import free_port, require_free
 from tests.servers.process import ServerProcess
 from tests.servers.programs import program
 from tests.servers.server import READY_DEADLINE, Cluster, Server
@@ -52,12 +54,15 @@ class EtcdServer(Server, EtcdClient):
         auth: bool = False,
         auth_token_ttl: int | None = None,
         name: str = "etcd",
+        place: Place = HERE,
     ) -> None:
         self.name = name
+        self.place = place
         self.client_port = free_port()
         self.peer_port = free_port()
         self.metrics_port = free_port()
-        super().__init__([f"{LOOPBACK}:{self.client_port}"], f"{LOOPBACK}:{self.metrics_port}")
+        host = place.host
+        super().__init__([f"{host}:{self.client_port}"], f"{host}:{self.metrics_port}")
         self.version = installed_version()
         self.folder = Path(tempfile.mkdtemp(prefix=f"leadership-{name}-"))
         self.initial_cluster = f"{name}={self.peer_url}"
@@ -82,7 +87,7 @@ class EtcdServer(Server, EtcdClient):
 
     @property
     def peer_url(self) -> str:
-        return f"http://{LOOPBACK}:{self.peer_port}"
+        return f"http://{self.place.host}:{self.peer_port}"
 
     def launch(self) -> None:
         """:meth:`start` without the wait: a cluster's members wait for each other."""
@@ -90,7 +95,7 @@ class EtcdServer(Server, EtcdClient):
             raise RuntimeError(f"{self.name} is running already")
         for port in (self.client_port, self.peer_port, self.metrics_port):
             require_free(port)
-        self._process.start(self._command())
+        self._process.start([*self.place.command, *self._command()])
 
     def wait_ready(self, timeout: float = READY_DEADLINE) -> None:
         wait_until(self._is_ready, timeout, f"{self.name} ready; its log is {self.log}")
@@ -123,7 +128,7 @@ class EtcdServer(Server, EtcdClient):
             f"--advertise-client-urls={client_url}",
             f"--listen-peer-urls={self.peer_url}",
             f"--initial-advertise-peer-urls={self.peer_url}",
-            f"--listen-metrics-urls=http://{LOOPBACK}:{self.metrics_port}",
+            f"--listen-metrics-urls=http://{self.place.host}:{self.metrics_port}",
             f"--initial-cluster={self.initial_cluster}",
             f"--initial-cluster-token={self.cluster_token}",
             "--logger=zap",
@@ -150,10 +155,14 @@ class EtcdServer(Server, EtcdClient):
 class EtcdCluster(Cluster[EtcdServer], EtcdClient):
     """Three members. Kill, pause, restart them through :attr:`members` or :meth:`leader`."""
 
-    def __init__(self, *, fast: bool = True, size: int = 3) -> None:
-        self.members = [EtcdServer(fast=fast, name=f"etcd-{i + 1}") for i in range(size)]
+    def __init__(self, *, fast: bool = True, size: int = 3, network: Network | None = None) -> None:
+        self.members = [
+            EtcdServer(fast=fast, name=f"etcd-{n + 1}", place=place)
+            for n, place in enumerate(places(size, network))
+        ]
+        first = self.members[0]
         endpoints = [member.endpoint for member in self.members]
-        super().__init__(endpoints, f"{LOOPBACK}:{self.members[0].metrics_port}")
+        super().__init__(endpoints, f"{first.place.host}:{first.metrics_port}")
         self.version = self.members[0].version
         everybody = ",".join(member.initial_cluster for member in self.members)
         for member in self.members:

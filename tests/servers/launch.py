@@ -19,7 +19,7 @@ def main() -> None:
         # The parent may have died before the kernel was told to watch it.
         if os.getppid() != parent:
             sys.exit("launch.py: the starting process is gone")
-    os.execv(sys.argv[2], sys.argv[2:])
+    os.execvp(sys.argv[2], sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ from typing import Any
 
 from kazoo.client import KazooClient
 
+from tests.network_namespaces import Network
 from tests.servers.certificates import make_certificates
 from tests.servers.fault_proxy import FaultProxy, Mode
-from tests.servers.ports import LOOPBACK, free_port, require_free
+from tests.servers.place import HERE, Place, places
+from tests.servers.ports import free_port, require_free
 from tests.servers.process import ServerProcess
 from tests.servers.programs import ServerMissingError, program
 from tests.servers.server import READY_DEADLINE, Cluster, Server
@@ -127,11 +129,13 @@ class ZooKeeperServer(Server, ZooKeeperClient):
         patient: bool = False,
         read_only: bool = False,
         number: int = 0,
+        place: Place = HERE,
     ) -> None:
         self.name = f"zookeeper-{number}" if number else "zookeeper"
         self.number = number
         self.client_port, self.quorum_port, self.election_port = (free_port() for _ in range(3))
-        super().__init__([f"{LOOPBACK}:{self.client_port}"])
+        self.place = place
+        super().__init__([f"{place.host}:{self.client_port}"])
         self.version = installed_version()
         self.folder = Path(tempfile.mkdtemp(prefix=f"leadership-{self.name}-"))
         self.known_servers: list[str] = []
@@ -141,7 +145,7 @@ class ZooKeeperServer(Server, ZooKeeperClient):
             "initLimit": "20",
             "syncLimit": "40" if patient else "10",
             "dataDir": str(self.folder / "data"),
-            "clientPortAddress": LOOPBACK,
+            "clientPortAddress": place.host,
             "clientPort": str(self.client_port),
             "maxClientCnxns": "0",
             "admin.enableServer": "false",
@@ -168,7 +172,7 @@ class ZooKeeperServer(Server, ZooKeeperClient):
         both = self.folder / "certificates" / "server-both.pem"
         both.write_bytes(made.server_key.read_bytes() + made.server.read_bytes())
         self.secure_port = free_port()
-        self.secure_endpoint = f"{LOOPBACK}:{self.secure_port}"
+        self.secure_endpoint = f"{self.place.host}:{self.secure_port}"
         self._options |= {
             "serverCnxnFactory": "org.apache.zookeeper.server.NettyServerCnxnFactory",
             "secureClientPort": str(self.secure_port),
@@ -201,7 +205,8 @@ class ZooKeeperServer(Server, ZooKeeperClient):
         configuration = self.folder / "zoo.cfg"
         configuration.write_text("\n".join([*lines, *self.known_servers, ""]))
         main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
-        self._process.start([program("zookeeper"), *self._java, main, str(configuration)])
+        server = [program("zookeeper"), *self._java, main, str(configuration)]
+        self._process.start([*self.place.command, *server])
 
     def wait_ready(self, timeout: float = READY_DEADLINE) -> None:
         wait_until(
@@ -228,12 +233,19 @@ class ZooKeeperServer(Server, ZooKeeperClient):
 class ZooKeeperEnsemble(Cluster[ZooKeeperServer], ZooKeeperClient):
     """Three servers; with ``cuttable`` each follows its leader through a relay."""
 
-    def __init__(self, *, cuttable: bool = False, read_only: bool = False, size: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        cuttable: bool = False,
+        read_only: bool = False,
+        size: int = 3,
+        network: Network | None = None,
+    ) -> None:
         self._cuttable = cuttable
         # A follower that is cut off is to go on answering for longer than a session lives.
         self.members = [
-            ZooKeeperServer(read_only=read_only, patient=cuttable, number=n + 1)
-            for n in range(size)
+            ZooKeeperServer(read_only=read_only, patient=cuttable, number=n + 1, place=place)
+            for n, place in enumerate(places(size, network))
         ]
         super().__init__([server.endpoint for server in self.members])
         self.version = self.members[0].version
@@ -243,7 +255,7 @@ class ZooKeeperEnsemble(Cluster[ZooKeeperServer], ZooKeeperClient):
         """How `server` is told of `other`."""
         relay = self._relays.get((server.number, other.number))
         quorum_port = other.quorum_port if relay is None else relay.port
-        return f"server.{other.number}={LOOPBACK}:{quorum_port}:{other.election_port}"
+        return f"server.{other.number}={other.place.host}:{quorum_port}:{other.election_port}"
 
     def start(self) -> None:
         for server in self.members:
