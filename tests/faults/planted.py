@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from .history import (
     AnyRecord,
+    Blocked,
     Closing,
     Entered,
     Healed,
+    Heard,
     Hung,
     Injected,
     Read,
@@ -56,6 +58,11 @@ def removal(at: float) -> list[AnyRecord]:
 
 def pause(at: float, until: float) -> list[AnyRecord]:
     return [Injected(at, 1, "paused", "a"), Healed(until, 1)]
+
+
+def trouble(number: int, process: str, at: float, until: float) -> list[AnyRecord]:
+    """Of one candidate alone."""
+    return [Injected(at, number, "cut", process, concerns_one=True), Healed(until, number)]
 
 
 def a_term_of_a(*, last: float = 3.0, valid_until: float = 3.5) -> list[AnyRecord]:
@@ -159,6 +166,61 @@ REJECTED: dict[str, tuple[str, list[AnyRecord]]] = {
             reads("a", 7, 3.5, leader=False, valid_until=2.5),
         ),
     ),
+    "loss is heard long after it was told": (
+        "loss is heard when the code can run",
+        in_order(a_term_of_a(), Heard(4.5, "a", 7)),
+    ),
+    "loss is never heard": (
+        "loss is heard when the code can run",
+        in_order(a_term_of_a(), reads("a", 7, 4.5, leader=False, valid_until=3.5)),
+    ),
+    "the end of another term was heard": (
+        "loss is heard when the code can run",
+        in_order(a_term_of_a(), Heard(3.6, "a", 6), Heard(3.6, "b", 7), Heard(4.5, "a", 8)),
+    ),
+    "loss is heard long after the user's code could run": (
+        "loss is heard when the code can run",
+        in_order(a_term_of_a(), Blocked(5.0, "a", since=3.0), Heard(5.7, "a", 7)),
+    ),
+    "the user's code stood still long before, and that excuses nothing": (
+        "loss is heard when the code can run",
+        in_order(a_term_of_a(), Blocked(2.5, "a", since=1.0), Heard(4.2, "a", 7)),
+    ),
+    "another's code stood still, and that excuses nothing": (
+        "loss is heard when the code can run",
+        in_order(a_term_of_a(), Blocked(4.5, "b", since=3.0), Heard(4.6, "a", 7)),
+    ),
+    "the user's code stands still, and the library tells nobody": (
+        "loss is told",
+        in_order(
+            reads("a", 7, 1.0, 2.0, valid_until=2.5),
+            Blocked(4.0, "a", since=2.1),
+            told("a", 7, 4.0, 2.5),
+            Heard(4.1, "a", 7),
+        ),
+    ),
+    "the user's code stands still, and another of its threads hears True too long": (
+        "False from the deadline on",
+        in_order(a_term_of_a(), reads("a", 7, 3.6, valid_until=3.5), Blocked(5.0, "a", since=3.0)),
+    ),
+    "one candidate's trouble keeps all from leading": (
+        "a leader again in bounded time",
+        in_order(
+            a_term_of_a(),
+            trouble(1, "a", 2.0, 9.0),
+            reads("b", 8, 3.0 + BOUND + 0.1),
+            Closing(9.5),
+        ),
+    ),
+    "one candidate's trouble is over, and nobody has led since long before": (
+        "a leader again in bounded time",
+        in_order(
+            a_term_of_a(),
+            trouble(1, "a", 2.0, 7.0),
+            reads("b", 8, 3.0 + BOUND + 0.1),
+            Closing(9.5),
+        ),
+    ),
     "nobody leads for long without a fault": (
         "a leader again in bounded time",
         in_order(a_term_of_a(), reads("b", 8, 3.0 + BOUND + 0.1), Closing(9.0)),
@@ -223,7 +285,7 @@ ACCEPTED: dict[str, list[AnyRecord]] = {
         told("a", 7, 1.2, 3.0),
     ),
     "the same process leads again by a newer token": in_order(
-        a_term_of_a(), reads("a", 9, 4.0, valid_until=9), told("a", 9, 4.1, 9)
+        a_term_of_a(), Heard(3.6, "a", 7), reads("a", 9, 4.0, valid_until=9), told("a", 9, 4.1, 9)
     ),
     "an operator takes a leader's entry away": in_order(
         reads("a", 7, 1.0, 2.0, valid_until=2.5),
@@ -248,6 +310,29 @@ ACCEPTED: dict[str, list[AnyRecord]] = {
         told("a", 7, 4.1, 2.5),
     ),
     "who was killed is told nothing": in_order(reads("a", 7, 1.0, 2.0, valid_until=2.5)),
+    "loss is heard as soon as the user's code can run": in_order(
+        a_term_of_a(), Blocked(5.0, "a", since=3.0), Heard(5.4, "a", 7)
+    ),
+    "loss is heard after the process stood still, and then its user's code": in_order(
+        a_term_of_a(), Stalled(4.5, "a", since=3.6), Blocked(6.0, "a", 4.6), Heard(6.1, "a", 7)
+    ),
+    "the process was killed before its code could hear": in_order(
+        a_term_of_a(), Blocked(3.9, "a", since=3.0)
+    ),
+    "two candidates are in trouble, and nobody leads for long": in_order(
+        a_term_of_a(),
+        trouble(1, "a", 2.0, 9.0),
+        trouble(2, "b", 3.5, 9.0),
+        reads("b", 8, 9.1),
+        Closing(9.5),
+    ),
+    "one candidate is in trouble, then another": in_order(
+        a_term_of_a(),
+        trouble(1, "a", 2.0, 7.0),
+        trouble(2, "b", 7.5, 9.0),
+        reads("b", 8, 9.1),
+        Closing(9.5),
+    ),
     "nobody leads for long, in a fault's time": in_order(
         a_term_of_a(), pause(2.0, 9.0), reads("b", 8, 9.5, valid_until=20), Closing(10.0)
     ),
