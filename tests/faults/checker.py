@@ -185,7 +185,11 @@ def _loss_is_heard_when_the_code_can_run(history: Sequence[AnyRecord]) -> Iterat
     last_seen = _last_seen(history)
     standing: list[Stalled | Blocked] = [*_of(Stalled, history), *_of(Blocked, history)]
     standing.sort(key=lambda each: each.since)
+    # A term that was over before the user's code was given it is none for that.
+    led = {(reign.process, reign.token) for reign in _reigns(history)}
     for told in _of(Told, history):
+        if (told.process, told.token) not in led:
+            continue
         due = told.at
         for still in standing:
             if still.process == told.process and still.since <= due + PROMPTNESS:
@@ -203,10 +207,11 @@ def _a_leader_again_in_bounded_time(history: Sequence[AnyRecord]) -> Iterator[Vi
     end = next(_of(Closing, history), history[-1]).at
     for began, ended in _leaderless(history, since, end):
         for calm, disturbed in _calm(history, since, end):
-            alone = min(ended, disturbed) - max(began, calm)
-            if alone > bound:
+            first, last = max(began, calm), min(ended, disturbed)
+            alone = last - first
+            if alone > bound and alone - _starved(history, first, last) > bound:
                 details = f"no leader for {alone:.1f} s without a fault, of {bound:g} at most"
-                yield Violation(max(began, calm), "a leader again in bounded time", details)
+                yield Violation(first, "a leader again in bounded time", details)
 
 
 def _leaderless(
@@ -219,6 +224,16 @@ def _leaderless(
         led_until = max(led_until, reign.last.at)
     if end > led_until:
         yield led_until, end
+
+
+def _starved(history: Sequence[AnyRecord], began: float, end: float) -> float:
+    """Seconds in which the machine let some candidate's process stand still."""
+    starved, upto = 0.0, began
+    for stall in sorted(_of(Stalled, history), key=lambda each: each.since):
+        last = min(stall.at, end)
+        starved += max(0.0, last - max(stall.since, upto))
+        upto = max(upto, last)
+    return starved
 
 
 def _calm(history: Sequence[AnyRecord], began: float, end: float) -> Iterator[tuple[float, float]]:

@@ -233,6 +233,7 @@ class Contender:
     def drain(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Finish the work at hand, then stop."""
         self.draining.set()
+        self.stop_beside()
         if not self.leading:
             self.stop()
 
@@ -245,6 +246,10 @@ class Contender:
         raise NotImplementedError
 
     def stop(self) -> None:
+        raise NotImplementedError
+
+    def stop_beside(self) -> None:
+        """Leave the other election too; it is not waited for."""
         raise NotImplementedError
 
     def run(self) -> None:
@@ -270,7 +275,6 @@ class ThreadContender(Contender):
         while not self.draining.wait(self.away):
             self._elections = self._candidate.run_for_election()
             self._contend()
-        self._companion.stop()
         beside.join()
         self._store.close()
 
@@ -302,6 +306,9 @@ class ThreadContender(Contender):
     def stop(self) -> None:
         self._candidate.stop()
 
+    def stop_beside(self) -> None:
+        threading.Thread(target=self._companion.stop, daemon=True).start()
+
 
 class LoopContender(Contender):
     """Contends from an event loop."""
@@ -324,7 +331,6 @@ class LoopContender(Contender):
         while not await asyncio.to_thread(self.draining.wait, self.away):
             self._elections = self._candidate.run_for_election()
             await self._contend()
-        await self._companion.stop()
         await beside
         await self._store.close()
 
@@ -354,6 +360,9 @@ class LoopContender(Contender):
 
     def stop(self) -> None:
         asyncio.run_coroutine_threadsafe(self._candidate.stop(), self._loop)
+
+    def stop_beside(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._companion.stop(), self._loop)
 
 
 def _mend_sleep() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import re
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from leadership import new_store
+from leadership.errors import ConfigurationError, StoreUnavailable
 from tests.network_namespaces import Network
 from tests.peers_cluster import SECRET
 from tests.servers.ports import LOOPBACK, free_port
+from tests.waiting import wait_until
 
 from .ground import SLOTS, Ground
 from .lanes import Lanes, MemberLine
@@ -70,8 +73,7 @@ class PeersGround(Ground):
         return f"peers://{','.join(self.members)}?{'&'.join([secret, *options])}"
 
     def remove_member(self, slot: int) -> None:
-        with new_store(self._url("observe=1")) as operator:
-            operator.change_members(remove=self.members[slot], timeout=_CHANGE)
+        self._change(remove=self.members[slot])
 
     def renew_member(self, slot: int) -> None:
         self._joining.add(slot)
@@ -79,8 +81,19 @@ class PeersGround(Ground):
         self.members[slot] = self.new_address(slot)
 
     def add_member(self, slot: int) -> None:
+        self._change(add=self.members[slot])
+
+    def _change(self, **change: str) -> None:
         with new_store(self._url("observe=1")) as operator:
-            operator.change_members(add=self.members[slot], timeout=_CHANGE)
+
+            def done() -> bool:
+                # Those that started again lately do not answer for others yet.
+                with contextlib.suppress(ConfigurationError, StoreUnavailable):
+                    operator.change_members(**change, timeout=_CHANGE)
+                    return True
+                return False
+
+            wait_until(done, _CHANGE, "the change of the members")
 
     @abstractmethod
     def new_address(self, slot: int) -> str:

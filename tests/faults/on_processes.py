@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .scene import Scene, Steps, long, restarted
+from .wall_clock import DELAY
 
 
 def killed(scene: Scene, slot: int) -> Steps:
@@ -73,7 +74,7 @@ def exited(scene: Scene, slot: int) -> Steps:
 def stepped(scene: Scene, slot: int) -> Steps:
     for seconds in (3600, -86_400, 0):
         scene.step_wall_clock(slot, seconds)
-        yield scene.ground.ttl / 2
+        yield DELAY + scene.ground.ttl / 2
 
 
 def everybody_killed(scene: Scene, slot: int) -> Steps:

@@ -10,6 +10,7 @@ from tests.servers.fault_proxy import Mode
 
 from .on_processes import resigned
 from .scene import Scene, Steps, behind, long, short_or_long
+from .wall_clock import DELAY
 
 
 def killed(scene: Scene, slot: int) -> Steps:
@@ -92,7 +93,7 @@ def clock_stepped(scene: Scene, slot: int) -> Steps:
     assert clock is not None
     for seconds in (3600, -86_400, 0):
         clock.step(seconds)
-        yield 1.5 * scene.ground.ttl
+        yield DELAY + scene.ground.ttl
 
 
 def token_expired(scene: Scene, slot: int) -> Steps:

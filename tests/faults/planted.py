@@ -229,6 +229,16 @@ REJECTED: dict[str, tuple[str, list[AnyRecord]]] = {
         "a leader again in bounded time",
         in_order(a_term_of_a(), pause(2.0, 6.0), reads("b", 8, 6.0 + BOUND + 0.1), Closing(12.0)),
     ),
+    "nobody leads for long, and the processes stood still for too little of it": (
+        "a leader again in bounded time",
+        in_order(
+            a_term_of_a(),
+            Stalled(5.0, "b", since=4.0),
+            Stalled(5.0, "c", since=4.0),
+            reads("b", 8, 4.0 + BOUND + 0.1),
+            Closing(12.0),
+        ),
+    ),
     "nobody leads until the end": (
         "a leader again in bounded time",
         in_order(a_term_of_a(), Closing(3.0 + BOUND + 0.1)),
@@ -316,6 +326,9 @@ ACCEPTED: dict[str, list[AnyRecord]] = {
     "loss is heard after the process stood still, and then its user's code": in_order(
         a_term_of_a(), Stalled(4.5, "a", since=3.6), Blocked(6.0, "a", 4.6), Heard(6.1, "a", 7)
     ),
+    "a term was over before the user's code was given it": in_order(
+        told("a", 7, 3.0, 2.9, willing=False), reads("a", 9, 5.0, valid_until=9)
+    ),
     "the process was killed before its code could hear": in_order(
         a_term_of_a(), Blocked(3.9, "a", since=3.0)
     ),
@@ -338,6 +351,13 @@ ACCEPTED: dict[str, list[AnyRecord]] = {
     ),
     "nobody leads for long, but in two calm times": in_order(
         a_term_of_a(), pause(6.0, 6.5), reads("b", 8, 9.0, valid_until=20), Closing(10.0)
+    ),
+    "nobody leads for long, while the machine lets nobody run": in_order(
+        a_term_of_a(),
+        Stalled(5.0, "b", since=4.0),
+        Stalled(7.0, "c", since=4.5),
+        reads("b", 8, 6.0 + BOUND - 0.1),
+        Closing(12.0),
     ),
     "nobody leads once all were told to stop": in_order(
         a_term_of_a(), Closing(4.0), Remained(20.0, ())

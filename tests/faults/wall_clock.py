@@ -7,12 +7,15 @@ from pathlib import Path
 
 from tests.servers.programs import servers_folder
 
+DELAY = 1.0
+"""Seconds for which a step may not be noticed."""
+
 
 class WallClock:
     """What the processes with this environment take for the time of the day.
 
     Args:
-        file: a file of its own, which libfaketime reads at each call.
+        file: a file of its own, which libfaketime reads now and then.
     """
 
     def __init__(self, file: Path) -> None:
@@ -20,7 +23,7 @@ class WallClock:
         self.step(0)
 
     def step(self, seconds: int) -> None:
-        """It is so much later for them than for us from now on."""
+        """It is so much later for them than for us, `DELAY` seconds from now at the latest."""
         # Replaced as a whole: the reader may come at any moment.
         new = self._file.with_suffix(".new")
         new.write_text(f"{seconds:+d}\n")
@@ -31,8 +34,11 @@ class WallClock:
         return {
             "LD_PRELOAD": str(_library()),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
+            # A Java machine asks for the time so often that it cannot read a file each time.
+            "FAKETIME_CACHE_DURATION": f"{DELAY:g}",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            # With it, what Java waits for by the clock that is not faked never comes.
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
         }
 
 
