@@ -82,15 +82,17 @@ def at_succession(scene: Scene, slot: int, request: str, fate: Fate) -> Steps:
 
 def entry_late(scene: Scene, slot: int) -> Steps:
     """It is made when its candidate has withdrawn, and another still uses the lease."""
-    process = scene.processes[slot]
-    process.order(f"withdraw {0.2 * scene.ground.ttl}")
+    ground, process = scene.ground, scene.processes[slot]
     _catch(scene, slot, "entry", Fate.REQUEST_LATE)
-    line = scene.ground.lines[slot]
+    process.order(f"withdraw {0.2 * ground.ttl}")
     yield from _until_caught(scene, slot)
-    process.order(f"withdraw {6 * scene.ground.ttl}")
-    yield scene.chance.uniform(0.1, 0.9) * scene.ground.ttl
-    line.set(Mode.PASS)
-    yield 6 * scene.ground.ttl
+    # If nobody removes the entry, it keeps all others from leading for so long.
+    away = ground.bound + 3 * ground.ttl
+    process.order(f"withdraw {away}")
+    held = scene.chance.uniform(1, 4) * ground.ttl
+    yield held
+    ground.lines[slot].set(Mode.PASS)
+    yield away + 2 * ground.ttl
 
 
 def _catch(scene: Scene, slot: int, request: str, fate: Fate) -> None:

@@ -94,10 +94,10 @@ class EtcdGround(_ServedGround[Any]):
     expiry = 1.5 * ttl
     requests: ClassVar[Mapping[str, Request]] = {
         "session": re.compile(b"LeaseGrant"),
-        "entry": re.compile(KEY.encode() + b"/"),
+        # The writing, and the deletion, of a key within a transaction.
+        "entry": re.compile(rb"\x12.\x0a." + KEY.encode() + b"/", re.DOTALL),
         # A message of nothing but a lease's id.
         "renewal": re.compile(rb"\x00\x00\x00\x00[\x08-\x0b]\x08"),
-        # The deletion of a key within a transaction.
         "release": re.compile(rb"\x1a.\x0a." + KEY.encode() + b"/", re.DOTALL),
     }
     client: EtcdClient

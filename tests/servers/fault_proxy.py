@@ -21,6 +21,9 @@ _CHUNK = 65_536
 # How TCP fares on such a line: its first try again comes after 200 ms, each later one twice that.
 _LOSS, _SENT_AGAIN = 0.3, 0.2
 
+_ACTS = 0.2
+"""Seconds for a server to act on a request that came late."""
+
 # Linger on, for 0 s: close() sends RST instead of FIN.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -201,10 +204,14 @@ class FaultProxy:
                 if way is Mode.DOWN and fates.reset:
                     _reset(writer)
                     return
+                late = not fates.of(way).is_set()
                 await self._let_through(Mode.STALL, way)
                 await fates.of(way).wait()
                 writer.write(data)
                 await writer.drain()
+                if late:
+                    # Else the server may see that its sender has gone before it acts.
+                    await asyncio.sleep(_ACTS)
             await self._let_through(Mode.STALL, way)
             await fates.of(way).wait()
         writer.close()
