@@ -198,7 +198,7 @@ def _on_requests() -> Iterator[Kind]:
         "it is made when its candidate has withdrawn, and keeps the lease or session",
         on_lines.entry_late,
         PROCESS | NETWORK,
-        _has_servers,
+        _has_cluster,
     )
 
 

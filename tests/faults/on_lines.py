@@ -12,6 +12,10 @@ _PATIENCE = 3.0
 """Times the ttl: a request that has not come by then is waited for no more."""
 
 
+_LASTING = 8.0
+"""Seconds of a ttl that is longer than a request may take."""
+
+
 def cut(scene: Scene, slot: int, mode: Mode) -> Steps:
     scene.ground.lines[slot].set(mode)
     yield short_or_long(scene)
@@ -82,17 +86,26 @@ def at_succession(scene: Scene, slot: int, request: str, fate: Fate) -> Steps:
 
 def entry_late(scene: Scene, slot: int) -> Steps:
     """It is made when its candidate has withdrawn, and another still uses the lease."""
-    ground, process = scene.ground, scene.processes[slot]
+    ground = scene.ground
+    scene.processes[slot].kill()
+    # The lease outlives the connection that the request is held on.
+    yield from restarted(scene, slot, ttl=_LASTING)
+    process = scene.processes[slot]
+    yield ground.ttl
     _catch(scene, slot, "entry", Fate.REQUEST_LATE)
     process.order(f"withdraw {0.2 * ground.ttl}")
     yield from _until_caught(scene, slot)
-    # If nobody removes the entry, it keeps all others from leading for so long.
-    away = ground.bound + 3 * ground.ttl
-    process.order(f"withdraw {away}")
-    held = scene.chance.uniform(1, 4) * ground.ttl
+    held = _LASTING * scene.chance.uniform(0.7, 1)
+    process.order(f"withdraw {10 * _LASTING}")
     yield held
     ground.lines[slot].set(Mode.PASS)
-    yield away + 2 * ground.ttl
+    # Whoever is before the entry gives way; if nobody removes it, all others wait for it.
+    for _ in scene.processes:
+        yield ground.ttl
+        scene.processes[scene.leader()].order("resign")
+    yield ground.bound + ground.ttl
+    process.terminate()
+    yield from restarted(scene, slot)
 
 
 def _catch(scene: Scene, slot: int, request: str, fate: Fate) -> None:

@@ -72,10 +72,13 @@ class Scene:
 
     # --- the candidates ---
 
-    def start(self, slot: int) -> Process:
+    def start(self, slot: int, ttl: float | None = None) -> Process:
         """Start a candidate in this slot, after whoever had it has ended.
 
         It contends once `has_started`, which takes an interpreter's start.
+
+        Args:
+            ttl: seconds, if not the ground's.
         """
         former = self.processes.get(slot)
         if former is not None:
@@ -87,7 +90,7 @@ class Scene:
             url=self.ground.url(slot),
             key=KEY,
             name=name,
-            ttl=self.ground.ttl,
+            ttl=ttl or self.ground.ttl,
             record=str(self._folder / f"candidate-{name}.jsonl"),
             register=str(self.register.path),
             asynchronous=asynchronous,
@@ -210,9 +213,9 @@ class Scene:
                 self._recorder.close()
 
 
-def restarted(scene: Scene, *slots: int) -> Steps:
+def restarted(scene: Scene, *slots: int, ttl: float | None = None) -> Steps:
     """Start candidates in these slots; they contend when it is over."""
-    processes = [scene.start(slot) for slot in slots]
+    processes = [scene.start(slot, ttl) for slot in slots]
     while any(process.is_running and not process.has_started for process in processes):
         yield 0.05
 

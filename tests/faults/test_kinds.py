@@ -16,7 +16,7 @@ def test_each_kind_is_listed_with_what_it_does(capsys: pytest.CaptureFixture[str
     assert main(["--kinds"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines] == [kind.name for kind in KINDS]
-    assert all(line.split("  ")[-1].strip() == kind.does for line, kind in zip(lines, KINDS, strict=True))
+    assert [line.split("  ")[-1].strip() for line in lines] == [kind.does for kind in KINDS]
 
 
 def test_no_two_kinds_have_one_name() -> None:
