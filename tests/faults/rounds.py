@@ -21,6 +21,12 @@ from .scene import Scene, Steps
 AT_ONCE = 2
 """Faults."""
 
+_PER_ROUND = 25
+"""Kinds for which a round of a minute has time at least, as a rule."""
+
+_PATIENCE = 3
+"""Times that the next kind is passed over because another one breaks the same."""
+
 Progress = Callable[[str], None]
 
 
@@ -128,7 +134,8 @@ class _Course:
             for kind in KINDS
             if kind.possible(scene.ground) and (not plan.kinds or kind.name in plan.kinds)
         ]
-        self._bag: list[Kind] = []
+        self._bag = self._share(plan)
+        self._passed_over = 0
         self._active: list[_Fault] = []
         self._begun = 0
 
@@ -177,9 +184,19 @@ class _Course:
         busy = {area for fault in self._active for area in fault.kind.areas}
         for kind in self._bag:
             if not kind.areas & busy and not (kind.alone and self._active):
+                # Whoever breaks much would have to wait for ever, were others always let pass.
+                self._passed_over = 0 if kind is self._bag[0] else self._passed_over + 1
                 self._bag.remove(kind)
                 return kind
+            if self._passed_over >= _PATIENCE:
+                return None
         return None
+
+    def _share(self, plan: Plan) -> list[Kind]:
+        """Of all kinds those that this seed begins with: the seeds after it go on from there."""
+        order = random.Random(plan.backend).sample(self._kinds, len(self._kinds))
+        first = plan.seed // 2 * _PER_ROUND % max(1, len(order))
+        return order[first:] + order[:first]
 
     def _go_on(self, fault: _Fault) -> None:
         try:
