@@ -12,7 +12,7 @@ from . import history
 from .grounds import BACKENDS
 from .rounds import Plan, Summary, play
 
-SHORT = 6.0
+SHORT = 5.0
 """Seconds of faults; the servers' start and the candidates' end come on top."""
 
 LONG = 60.0
