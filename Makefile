@@ -35,6 +35,7 @@ long: install
 	$(WITH_SERVERS) $(RUN)/python -m pytest -m long $(PYTEST_ARGS)
 
 # make soak MINUTES=60 [STORE=etcd] [SEED=n]: faults for so long, on one store or on each in turn.
+# Those that there are: .venv/bin/python -m tests.faults --kinds
 soak: install
 	$(WITH_SERVERS) $(RUN)/python -m tests.faults play --minutes $(or $(MINUTES),5) \
 	    --seed $(or $(SEED),1) $(addprefix --store=,$(STORE))
