@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +110,8 @@ class ConsulSession(RenewedSession):
         self.id = session
         self._asked = ttl
         self._ttls = ttls
+        # Until when no server can have begun to end the session.
+        self._kept_until = math.inf
         self.holders: set[Holder] = set()
         # What undoes the writes of unknown outcome of contenders that left, by key.
         self.sweeps: dict[str, asyncio.Future[Any]] = {}
@@ -131,7 +134,7 @@ class ConsulSession(RenewedSession):
             agents, ttl, options, name="leadership: an election", deletes=False
         )
         session = cls(agents, context, options, made, ttl, ttls)
-        session.lease.confirm(sent_at, ttl)
+        session._confirm(sent_at, ttl)
         try:
             await session._renew()
             ttls.check(ttl, session.ttl)
@@ -194,7 +197,12 @@ class ConsulSession(RenewedSession):
         limit = min(self.ttl / 4, self._context.request_timeout)
         sent_at = self._clock.now()
         granted = await renew_session(self._agents, self.id, limit)
-        self.lease.confirm(sent_at, granted)
+        if self._clock.now() > self._kept_until:
+            # A server that decided to end it, and found no majority for that, tries again 10 s
+            # later and more, whatever was renewed since.
+            await destroy_session(self._agents, self.id, limit)
+            raise SessionLost("it was not renewed for so long that a server may yet end it")
+        self._confirm(sent_at, granted)
         self._was_confirmed(sent_at)
         # A server under load asks for fewer renewals.
         self.ttl = granted
@@ -202,6 +210,10 @@ class ConsulSession(RenewedSession):
             self._ttls.tell(self._asked, granted)
         if self._waiting is not None:
             await self._renew_waiting(self._waiting, limit)
+
+    def _confirm(self, sent_at: float, seconds: float) -> None:
+        self._kept_until = sent_at + 2 * seconds * (1 - self._context.max_clock_drift)
+        self.lease.confirm(sent_at, seconds)
 
     async def _renew_waiting(self, waiting: str, limit: float) -> None:
         """The places are not worth the lead: trouble with them is not that of the lease."""
