@@ -107,6 +107,9 @@ class Ground(Started, ABC):
         """The number of the server that leads the others, if they know of one."""
         return None
 
+    def rejoin(self) -> None:
+        """The servers reach each other again: have those look that would wait for long."""
+
     def remains(self) -> list[str]:
         """All entries and sessions that there are."""
         return []

@@ -115,6 +115,7 @@ def _leading(scene: Scene) -> Generator[float, None, int]:
 
 def _rejoined(scene: Scene) -> Steps:
     _network(scene).heal()
+    yield from behind(scene.ground.rejoin)
     yield from behind(*(server.wait_ready for server in scene.ground.servers))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import itertools
 import json
 import random
 import re
@@ -15,7 +17,7 @@ from kazoo.exceptions import NoNodeError
 from leadership.backends._consul_requests import places_of
 from tests.network_namespaces import Network, can_be_made
 from tests.servers.consul import ConsulCluster, ConsulServer
-from tests.servers.consul_client import ConsulClient
+from tests.servers.consul_client import ConsulClient, ConsulError
 from tests.servers.etcd import EtcdCluster, EtcdServer
 from tests.servers.etcd_client import EtcdClient
 from tests.servers.place import HERE, Place
@@ -207,6 +209,13 @@ class ConsulGround(_ServedGround[Any]):
 
     def remains(self) -> list[str]:
         return [*self.entries(), *(f"session {each}" for each in self.client.sessions())]
+
+    def rejoin(self) -> None:
+        # By itself an agent looks for those it lost each half a minute.
+        assert isinstance(self.client, ConsulCluster)
+        for member, other in itertools.permutations(self.client.members, 2):
+            with contextlib.suppress(OSError, ConsulError):
+                member.api("PUT", f"agent/join/{other.place.host}:{other.serf_port}")
 
 
 def _on_path(operation: bytes, path: bytes) -> Request:
