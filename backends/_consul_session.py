@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ..backend import Context
-from ..errors import LeadershipError, SessionLost, StoreError
+from ..errors import LeadershipError, SessionLost, StoreError, StoreUnavailable
 from ..renewal import GrantedTtls, Holder, RenewedSession
 from ._consul_agents import Agents, decoded
 from ._consul_requests import ConsulEntry, duration_of, seconds_of
@@ -138,6 +138,10 @@ class ConsulSession(RenewedSession):
         try:
             await session._renew()
             ttls.check(ttl, session.ttl)
+        except SessionLost as error:
+            # Answers came so late that it ran out before it was of use: another one is made.
+            await session.close()
+            raise StoreUnavailable(f"a session ended before it was renewed: {error}") from error
         except BaseException:
             await session.close()
             raise
