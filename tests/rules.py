@@ -110,8 +110,8 @@ RULES: Sequence[Rule] = (
         1,
         "Consul: a renewal is counted from its answer",
         "backends/_consul_session.py",
-        "self.lease.confirm(sent_at, granted)",
-        "self.lease.confirm(self._clock.now(), granted)",
+        "self._confirm(sent_at, granted)",
+        "self._confirm(self._clock.now(), granted)",
         "test_consul_outages.py::TestSilence::"
         "test_the_lease_counts_from_the_send_however_late_the_answer_comes",
     ),

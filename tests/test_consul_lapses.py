@@ -11,7 +11,7 @@ from leadership import Candidate, new_store
 
 from .servers.consul import ConsulServer
 from .servers.consul_client import ConsulError
-from .servers.fault_proxy import FaultProxy, Mode
+from .servers.fault_proxy import Fate, FaultProxy, Mode
 from .waiting import wait_until
 
 TTL = 1.0
@@ -62,3 +62,21 @@ def test_a_session_that_a_server_may_be_about_to_end_is_not_led_on_again(
         assert led[1] > led[0]
         assert consul_server.holder(key) != session
         assert session not in consul_server.sessions()
+
+
+@pytest.mark.backend("consul")
+def test_a_session_that_ran_out_before_its_first_renewal_is_an_outage_to_ride_out(
+    consul_server: ConsulServer, key: str, pool: ThreadPoolExecutor
+) -> None:
+    with (
+        FaultProxy(consul_server.http_port) as proxy,
+        new_store(consul_server.url_of(proxy.endpoint), request_timeout=10) as store,
+        Candidate(store, key, "candidate", ttl=TTL) as candidate,
+    ):
+        proxy.catch(b"session/create", Fate.REPLY_LATE)
+        won = pool.submit(candidate.campaign, 20)
+        wait_until(lambda: proxy.has_caught, 5, "the session's making")
+        wait_until(consul_server.sessions, 5, "the session")
+        wait_until(lambda: not consul_server.sessions(), 10, "its end")
+        proxy.set(Mode.PASS)
+        assert won.result(20).is_valid()
