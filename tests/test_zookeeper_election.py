@@ -286,9 +286,11 @@ class TestLostReplies:
             yield proxy
 
     @pytest.fixture
-    def remote(self, relay: FaultProxy, key: str) -> Iterator[Store]:
+    def remote(self, relay: FaultProxy, client: KazooClient, key: str) -> Iterator[Store]:
+        client.ensure_path(f"/{key}-other")
         with new_store(f"zookeeper://{relay.endpoint}", request_timeout=1) as store:
-            # So that the session stands, before anything is lost.
+            # So that the session stands, before anything is lost, and no directory is expected
+            # to be missing.
             Candidate(store, f"{key}-other", "b", ttl=6).campaign(timeout=10)
             yield store
 
