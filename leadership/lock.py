@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from types import TracebackType
 from typing import ClassVar, Generic, Self
 
 from . import inside
@@ -109,10 +108,5 @@ class Lock(LockBase[Term], Campaigner):
         self._enter_block(self._campaign(None).__enter__())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._leave_block().__exit__(kind, error, trace)
+    def __exit__(self, *exception: object) -> None:
+        self._leave_block().__exit__(*exception)

@@ -7,7 +7,6 @@ import concurrent.futures
 import contextlib
 import threading
 import weakref
-from types import TracebackType
 from typing import Self
 
 from .aio import Term as AsyncTerm
@@ -54,12 +53,7 @@ class Serving:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.end()
 
 

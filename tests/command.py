@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from types import TracebackType
 from typing import IO, Any, Self
 
 import pytest
@@ -122,12 +121,7 @@ class Command:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()

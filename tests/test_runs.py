@@ -7,7 +7,6 @@ import gc
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from types import TracebackType
 
 import pytest
 
@@ -40,12 +39,7 @@ class InterruptedAfter:
     def __enter__(self) -> None:
         self._lock.acquire()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._lock.release()
         if not self._interrupted:
             self._interrupted = True

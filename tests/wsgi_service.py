@@ -14,7 +14,6 @@ import threading
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from leadership import Candidate, new_store
@@ -133,12 +132,7 @@ class GunicornNode:
         wait_until(self._answers, 40, "gunicorn")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(20)

@@ -53,12 +53,7 @@ class Term(TermBase):
             self.candidacy.give_up(inside.caller(self.candidacy))
             raise
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         try:
             inside.leave(self.candidacy)
             caller = inside.caller(self.candidacy)
@@ -157,12 +152,7 @@ class Campaigner(CandidateBase[Term]):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.stop()
 
 
@@ -367,12 +357,7 @@ class Elections:
     async def __aenter__(self) -> Elections:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
     def __del__(self) -> None:

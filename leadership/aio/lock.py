@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Self
 
 from ..lock import LockBase
@@ -31,10 +30,5 @@ class Lock(LockBase[Term], Campaigner):
         self._enter_block(await (await self._campaign(None)).__aenter__())
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._leave_block().__aexit__(kind, error, trace)
+    async def __aexit__(self, *exception: object) -> None:
+        await self._leave_block().__aexit__(*exception)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from ..core import Core
@@ -44,12 +43,7 @@ class Stream(Generic[V]):
     async def __aenter__(self) -> Stream[V]:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
     def __del__(self) -> None:

@@ -3,7 +3,6 @@
 import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
-from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 from tests.servers.process import ServerProcess
@@ -29,12 +28,7 @@ class Started(ABC):
             raise
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
 
