@@ -5,7 +5,9 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 
@@ -32,6 +34,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+T = TypeVar("T")
 
 MakeEtcd = Callable[..., EtcdServer]
 MakeConsul = Callable[..., ConsulServer]
@@ -89,29 +93,46 @@ def require_native(backend: str) -> None:
         pytest.fail(str(error), pytrace=False)
 
 
+def _one_for_all(
+    backend: str, outside: Callable[[str], Any], start: Callable[[], AbstractContextManager[T]]
+) -> Iterator[T]:
+    """The server that the environment names, or one of ours."""
+    external = os.environ.get(f"LEADERSHIP_TEST_{backend.upper()}")
+    if external:
+        named = outside(external)
+        _versions[backend] = named.version
+        yield named
+    else:
+        yield from _own(backend, start)
+
+
+def _own(backend: str, start: Callable[[], AbstractContextManager[T]]) -> Iterator[T]:
+    require_native(backend)
+    with start() as started:
+        yield started
+
+
+def _as_many_as_wanted(
+    backend: str, start: Callable[..., AbstractContextManager[T]]
+) -> Iterator[Callable[..., T]]:
+    require_native(backend)
+    with contextlib.ExitStack() as servers:
+        yield lambda **options: servers.enter_context(start(**options))
+
+
 @pytest.fixture(scope="session")
 def etcd() -> Iterator[EtcdClient]:
     """One etcd for the whole run, whose leases may live 1 s; keys of your own, please.
 
     LEADERSHIP_TEST_ETCD=host:port names a running one to use instead.
     """
-    external = os.environ.get("LEADERSHIP_TEST_ETCD")
-    if external:
-        outside = ExternalEtcd(external)
-        _versions["etcd"] = outside.version
-        yield outside
-    else:
-        require_native("etcd")
-        with EtcdServer() as server:
-            yield server
+    yield from _one_for_all("etcd", ExternalEtcd, EtcdServer)
 
 
 @pytest.fixture
 def make_etcd() -> Iterator[MakeEtcd]:
     """``make_etcd(**options)`` starts an :class:`EtcdServer`; they stop with the test."""
-    require_native("etcd")
-    with contextlib.ExitStack() as servers:
-        yield lambda **options: servers.enter_context(EtcdServer(**options))
+    yield from _as_many_as_wanted("etcd", EtcdServer)
 
 
 @pytest.fixture
@@ -123,9 +144,7 @@ def etcd_server(make_etcd: MakeEtcd) -> EtcdServer:
 @pytest.fixture
 def etcd_cluster() -> Iterator[EtcdCluster]:
     """Three etcd members of the test's own."""
-    require_native("etcd")
-    with EtcdCluster() as cluster:
-        yield cluster
+    yield from _own("etcd", EtcdCluster)
 
 
 @pytest.fixture(scope="session")
@@ -134,31 +153,19 @@ def consul() -> Iterator[ConsulClient]:
 
     LEADERSHIP_TEST_CONSUL=host:port names a running one to use instead.
     """
-    external = os.environ.get("LEADERSHIP_TEST_CONSUL")
-    if external:
-        outside = ExternalConsul(external)
-        _versions["consul"] = outside.version
-        yield outside
-    else:
-        require_native("consul")
-        with ConsulServer() as server:
-            yield server
+    yield from _one_for_all("consul", ExternalConsul, ConsulServer)
 
 
 @pytest.fixture(scope="session")
 def default_consul() -> Iterator[ConsulServer]:
     """One Consul with its default times for the whole run."""
-    require_native("consul")
-    with ConsulServer(fast=False) as server:
-        yield server
+    yield from _own("consul", partial(ConsulServer, fast=False))
 
 
 @pytest.fixture
 def make_consul() -> Iterator[MakeConsul]:
     """``make_consul(**options)`` starts a :class:`ConsulServer`; they stop with the test."""
-    require_native("consul")
-    with contextlib.ExitStack() as servers:
-        yield lambda **options: servers.enter_context(ConsulServer(**options))
+    yield from _as_many_as_wanted("consul", ConsulServer)
 
 
 @pytest.fixture
@@ -170,9 +177,7 @@ def consul_server(make_consul: MakeConsul) -> ConsulServer:
 @pytest.fixture
 def consul_cluster() -> Iterator[ConsulCluster]:
     """Three Consul servers of the test's own."""
-    require_native("consul")
-    with ConsulCluster() as cluster:
-        yield cluster
+    yield from _own("consul", ConsulCluster)
 
 
 @pytest.fixture(scope="session")
@@ -181,36 +186,19 @@ def zookeeper() -> Iterator[ZooKeeperClient]:
 
     LEADERSHIP_TEST_ZOOKEEPER=host:port names a running one to use instead.
     """
-    external = os.environ.get("LEADERSHIP_TEST_ZOOKEEPER")
-    if external:
-        outside = ExternalZooKeeper(external)
-        _versions["zookeeper"] = outside.version
-        yield outside
-    else:
-        require_native("zookeeper")
-        with ZooKeeperServer() as server:
-            yield server
-
-
-@contextlib.contextmanager
-def _zookeepers() -> Iterator[MakeZooKeeper]:
-    require_native("zookeeper")
-    with contextlib.ExitStack() as servers:
-        yield lambda **options: servers.enter_context(ZooKeeperServer(**options))
+    yield from _one_for_all("zookeeper", ExternalZooKeeper, ZooKeeperServer)
 
 
 @pytest.fixture
 def make_zookeeper() -> Iterator[MakeZooKeeper]:
     """``make_zookeeper(**options)`` starts a :class:`ZooKeeperServer`; they stop with the test."""
-    with _zookeepers() as make:
-        yield make
+    yield from _as_many_as_wanted("zookeeper", ZooKeeperServer)
 
 
 @pytest.fixture(scope="module")
 def make_own_zookeeper() -> Iterator[MakeZooKeeper]:
     """:func:`make_zookeeper` for a whole file's tests."""
-    with _zookeepers() as make:
-        yield make
+    yield from _as_many_as_wanted("zookeeper", ZooKeeperServer)
 
 
 @pytest.fixture
@@ -222,33 +210,25 @@ def zookeeper_server(make_zookeeper: MakeZooKeeper) -> ZooKeeperServer:
 @pytest.fixture(scope="session")
 def shared_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three ZooKeepers for the whole run, for tests that leave them be."""
-    require_native("zookeeper")
-    with ZooKeeperEnsemble() as ensemble:
-        yield ensemble
+    yield from _own("zookeeper", ZooKeeperEnsemble)
 
 
 @pytest.fixture
 def zookeeper_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three ZooKeepers of the test's own."""
-    require_native("zookeeper")
-    with ZooKeeperEnsemble() as ensemble:
-        yield ensemble
+    yield from _own("zookeeper", ZooKeeperEnsemble)
 
 
 @pytest.fixture
 def cuttable_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three whose followers can be cut from their leader, and go on answering for a while."""
-    require_native("zookeeper")
-    with ZooKeeperEnsemble(cuttable=True) as ensemble:
-        yield ensemble
+    yield from _own("zookeeper", partial(ZooKeeperEnsemble, cuttable=True))
 
 
 @pytest.fixture
 def read_only_ensemble() -> Iterator[ZooKeeperEnsemble]:
     """Three that answer reads when they are alone."""
-    require_native("zookeeper")
-    with ZooKeeperEnsemble(read_only=True) as ensemble:
-        yield ensemble
+    yield from _own("zookeeper", partial(ZooKeeperEnsemble, read_only=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
