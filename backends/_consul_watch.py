@@ -20,7 +20,10 @@ from ._consul_requests import ConsulEntry
 PATIENCE = 10.0
 """Seconds that a query waits at the server for whom nothing hangs on hearing of silence soon."""
 
-_LONGEST_PAUSE = 2.0
+# Who leads is deaf until the store is asked again, and has to hear within a second that its
+# entry was deleted; what is refused is asked for less often.
+_LONGEST_PAUSE = 0.5
+_LONGEST_PAUSE_REFUSED = 2.0
 # What woke a query may have been somebody else's key, again and again.
 _PAUSE_UNCHANGED = 0.02
 _LONGEST_PAUSE_UNCHANGED = 0.25
@@ -175,7 +178,8 @@ class _Query:
                 refused = not isinstance(failure, StoreUnavailable)
                 if refused or self._watches.agents.is_cut(failures):
                     self._tell_cut(failure)
-                ceiling = min(_LONGEST_PAUSE, 0.1 * 2 ** min(failures - 1, 16))
+                longest = _LONGEST_PAUSE_REFUSED if refused else _LONGEST_PAUSE
+                ceiling = min(longest, 0.1 * 2 ** min(failures - 1, 16))
                 await context.clock.sleep(context.random.uniform(ceiling / 2, ceiling))
                 continue
             failures = 0

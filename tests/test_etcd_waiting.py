@@ -258,6 +258,26 @@ class TestTheContender:
             await async_wait_until(lambda: ended == [number], what="the word to the server")
 
     @on_a_loop
+    async def test_after_an_outage_a_watch_that_breaks_is_soon_there_again(
+        self, etcd: EtcdClient, relay: FaultProxy, key: str
+    ) -> None:
+        """Who leads is deaf meanwhile, and must hear within a second that its entry was deleted."""
+        async with opened(relay.endpoint) as backend:
+            watches = backend._watches
+            told: list[object] = []
+            watch = watches.watch(key.encode(), b"", 0, told.append, lambda error: None)
+            await async_wait_until(lambda: watch.id is not None, what="the watch")
+            relay.set("reset")
+            await async_wait_until(lambda: watches._failures >= 5, what="failures in a row")
+            for _ in range(2):
+                relay.set("pass")
+                back_at = CLOCK.now()
+                await async_wait_until(lambda: watch.id is not None, what="the watch again")
+                assert CLOCK.now() - back_at < 0.9
+                backend._connection.abandon(backend._connection.link())
+                await async_wait_until(lambda: watch.id is None, what="its end")
+
+    @on_a_loop
     async def test_a_stream_that_dies_and_is_opened_again_ends_no_wait(
         self, etcd: EtcdClient, key: str
     ) -> None:
