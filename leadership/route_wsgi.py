@@ -31,6 +31,8 @@ App = Callable[[Environ, StartResponse], Iterable[bytes]]
 _CHUNK = 65_536
 """Bytes that are read of a request's body at once."""
 
+_OF_THE_BODY = ("CONTENT_TYPE", "CONTENT_LENGTH")
+
 
 class WSGIMiddleware:
     """`ASGIMiddleware` for WSGI applications: the same arguments, the same promises.
@@ -350,7 +352,7 @@ def _request_of(environ: Environ) -> Callable[[KeptBody], Request] | None:
     given = [
         (name.removeprefix("HTTP_").replace("_", "-").title(), value)
         for name, value in environ.items()
-        if name.startswith("HTTP_") or (name in ("CONTENT_TYPE", "CONTENT_LENGTH") and value)
+        if _is_field(name) or (name in _OF_THE_BODY and value)
     ]
     fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given]
     method = environ["REQUEST_METHOD"]
@@ -368,6 +370,12 @@ def _request_of(environ: Environ) -> Callable[[KeptBody], Request] | None:
         environ.get("REMOTE_ADDR") or None,
         version,
     )
+
+
+def _is_field(name: str) -> bool:
+    # Of these two there is one name only. By the other some servers pass on what a client
+    # spelt with _ for -: a length that they did not take for one, as the leader would.
+    return name.startswith("HTTP_") and name.removeprefix("HTTP_") not in _OF_THE_BODY
 
 
 def _line(status: int) -> str:

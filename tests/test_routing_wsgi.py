@@ -232,6 +232,19 @@ def test_closed_it_fails_what_still_waits_by_an_error_that_servers_know(
         assert isinstance(asking.exception(20), Exception)
 
 
+def test_a_length_that_the_server_did_not_take_for_one_is_not_told_to_the_leader(
+    pair: tuple[Node, Node], pool: ThreadPoolExecutor
+) -> None:
+    first, second = pair
+    first.lead()
+    # What some servers make of Content_Length.
+    environ: dict[str, Any] = {"HTTP_HOST": "a", "HTTP_CONTENT_LENGTH": "3"}
+    setup_testing_defaults(environ)
+    with contextlib.closing(second.middleware):
+        asking = pool.submit(lambda: list(second.middleware(environ, lambda *given: None)))
+        assert b"".join(asking.result(10)).startswith(b"GET / 0 ")
+
+
 def test_closed_it_leaves_no_thread_and_begins_anew() -> None:
     before = thread_names()["leadership-routing"]
     with contextlib.closing(Node(f"memory://{uuid.uuid4()}", Policy(wait=0.2))) as node:
