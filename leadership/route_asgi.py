@@ -198,14 +198,24 @@ async def _unless_gone(
     route = asyncio.ensure_future(routing)
     gone = asyncio.ensure_future(inbound.gone())
     try:
-        await asyncio.wait({route, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not route.done():
-            raise ClientGoneError
-        return route.result()
-    finally:
-        route.cancel()
-        gone.cancel()
-        await asyncio.gather(route, gone, return_exceptions=True)
+        try:
+            await asyncio.wait({route, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not route.done():
+                raise ClientGoneError
+        finally:
+            route.cancel()
+            gone.cancel()
+            await asyncio.gather(route, gone, return_exceptions=True)
+    except BaseException:
+        route.add_done_callback(_not_served)
+        raise
+    return route.result()
+
+
+def _not_served(route: asyncio.Future[Serving | None]) -> None:
+    """Nobody answers what was left to us: it is not to keep its term from ending."""
+    if not route.cancelled() and route.exception() is None and (serving := route.result()):
+        serving.end()
 
 
 def _request(scope: Scope, body: KeptBody) -> Request | None:

@@ -436,6 +436,42 @@ def test_a_term_that_ends_before_the_application_is_called_is_not_its_term(
     scenario()
 
 
+@on_a_loop
+async def test_a_request_that_is_cancelled_as_it_comes_to_be_ours_keeps_no_term_from_ending() -> (
+    None
+):
+    async with aio.new_store(f"memory://{uuid.uuid4()}") as store:
+        candidate = aio.Candidate(store, KEY, "a", ttl=30)
+        middleware = ASGIMiddleware(Application(), candidate)
+        route, cancelled = middleware._router.route, list[bool]()
+
+        async def overtaken(*given: Any) -> Any:
+            serving = await route(*given)
+            cancelled.append(asking.cancel())
+            return serving
+
+        middleware._router.route = overtaken  # type: ignore[method-assign]
+        told = [{"type": "http.request"}]
+
+        async def receive() -> Any:
+            return told.pop() if told else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            raise AssertionError(message)
+
+        scope = {"type": "http", "path": "/", "headers": [(b"host", b"a")], "method": "GET"}
+        asking = asyncio.create_task(middleware(scope, receive, send))
+        await async_wait_until(lambda: middleware._router._waiting)
+        term = await candidate.campaign(10)
+        await asyncio.wait([asking])
+        await settle()
+        assert cancelled == [True]
+        assert asking.cancelled()
+        assert _in_flight[term].count == 0
+        await candidate.stop()
+        await middleware.close()
+
+
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 def test_a_server_that_says_by_an_error_that_the_client_has_gone_gets_none_back(kind: str) -> None:
     @on_a_loop
