@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import cast
 
 import aiohttp
@@ -29,6 +29,30 @@ FIRST_REQUEST_WITHIN = 60.0
 _UNSUPPORTED = 501
 
 
+class _Server(web.Server):
+    """Tells which of its connections have ended."""
+
+    def __init__(
+        self,
+        answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        ended: Callable[[asyncio.BaseProtocol], None],
+    ) -> None:
+        super().__init__(
+            answer,
+            handler_cancellation=True,
+            auto_decompress=False,
+            access_log=cast("logging.Logger", None),
+            logger=SILENT,
+        )
+        self._ended = ended
+
+    def connection_lost(
+        self, handler: web.RequestHandler, exc: BaseException | None = None
+    ) -> None:
+        super().connection_lost(handler, exc)
+        self._ended(handler)
+
+
 class Proxy:
     """Listens at one address, and has each request answered by whoever leads.
 
@@ -45,13 +69,7 @@ class Proxy:
         self._connections = Connections(self._router.policy)
         self._listen = listen
         self._host, self._port = split_listen(listen)
-        self._server = web.Server(
-            self._answer,
-            handler_cancellation=True,
-            auto_decompress=False,
-            access_log=cast("logging.Logger", None),
-            logger=SILENT,
-        )
+        self._server = _Server(self._answer, self._not_silent)
         self._listening: asyncio.Server | None = None
         self._silent: dict[asyncio.BaseProtocol, Timer] = {}
 
@@ -100,9 +118,13 @@ class Proxy:
         self._silent[handler] = clock.call_at(clock.now() + FIRST_REQUEST_WITHIN, end)
         return handler
 
-    async def _answer(self, asked: web.BaseRequest) -> web.StreamResponse:
-        if (timer := self._silent.pop(asked.protocol, None)) is not None:
+    def _not_silent(self, handler: asyncio.BaseProtocol) -> None:
+        """Its first request has come, or none will."""
+        if (timer := self._silent.pop(handler, None)) is not None:
             timer.cancel()
+
+    async def _answer(self, asked: web.BaseRequest) -> web.StreamResponse:
+        self._not_silent(asked.protocol)
         fields = [(bytes(name), bytes(value)) for name, value in asked.raw_headers]
         version = f"{asked.version.major}.{asked.version.minor}"
         target = asked.raw_path.encode("utf-8", "surrogateescape")

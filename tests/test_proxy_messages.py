@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from typing import Any
 
 import aiohttp
 import pytest
 
 from leadership import proxy
-from leadership.aio import Follower
+from leadership.aio import Follower, new_store
 from leadership.route_headers import Way, values
 from leadership.router import Policy
 from leadership.routing import ASGIMiddleware
 
 from .loops import on_a_loop
 from .routing_leaders import KEY, Asked, SocketLeader, accept, exchanged, proxied
+from .servers.ports import free_port
 from .waiting import async_wait_until
 
 pytestmark = pytest.mark.backend("memory")
@@ -422,6 +424,23 @@ def test_who_never_ends_the_head_of_a_request_is_cut_off(monkeypatch: pytest.Mon
             assert (await waiting)[0] == 200
 
     scenario()
+
+
+@on_a_loop
+async def test_a_connection_that_ends_without_a_request_leaves_nothing_behind() -> None:
+    port = free_port()
+    async with new_store(f"memory://{uuid.uuid4()}") as store, Follower(store, KEY) as follower:
+        own = proxy.Proxy(follower, f"127.0.0.1:{port}")
+        await own.start()
+        try:
+            for sent in (b"", b"GET"):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(sent)
+                await async_wait_until(lambda: own._silent)
+                writer.close()
+                await async_wait_until(lambda: not own._silent)
+        finally:
+            await own.close(1)
 
 
 @on_a_loop
