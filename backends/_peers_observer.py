@@ -18,7 +18,7 @@ from ._peers_members import MembersTold
 from ._peers_operator import Operator
 from ._peers_post import UNREADABLE
 from ._peers_settings import Settings
-from ._peers_survey import ELECTIONS, ElectionsAnswer
+from ._peers_survey import ELECTIONS, OF_A_PROGRAM, ElectionsAnswer
 
 Told = TypeVar("Told")
 
@@ -64,7 +64,11 @@ class Observer:
         for address in list(self._members):
             try:
                 answer = await self._client.call(
-                    "GET", address, path, timeout=wait + self._patience
+                    "GET",
+                    address,
+                    path,
+                    timeout=wait + self._patience,
+                    headers={OF_A_PROGRAM: "1"},
                 )
                 told = take(answer.body)
                 if told is not None:

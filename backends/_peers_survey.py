@@ -24,6 +24,10 @@ ELECTIONS = "/leadership/elections"
 PAGE = "/ui"
 _EVENTS = f"{PAGE}/events"
 
+OF_A_PROGRAM = "Sec-Leadership-Client"
+"""A field that no page can send: browsers let no script give one of such a name. Who sends it
+is held to no name of ours, for clients reach a node by names that it never heard of."""
+
 
 def standings(node: QuorumLease, directory: str, now: float) -> tuple[Standing, ...]:
     """The elections at or below `directory` that this node knows of, sorted by key."""
@@ -111,7 +115,7 @@ def answer_of(known: bool, now: tuple[Standing, ...]) -> ElectionsAnswer:
 class View:
     """Shows a node to browsers and to clients.
 
-    What clients are told may be read by whoever may have the page, and by nobody else.
+    What clients are told may be read by whoever may have the page, and by no other page.
     """
 
     def __init__(
@@ -127,7 +131,8 @@ class View:
         """The answer, if it is this that is asked for."""
         if asked.method != "GET" or asked.path.rstrip("/") not in (PAGE, _EVENTS, ELECTIONS):
             return None
-        refusal = self._hosts.refusal(asked.headers.get("Host"))
+        is_programs = asked.path == ELECTIONS and OF_A_PROGRAM in asked.headers
+        refusal = None if is_programs else self._hosts.refusal(asked.headers.get("Host"))
         if refusal is not None:
             return Answer(OTHER_NAME, refusal.encode(), {"Content-Type": "text/plain"})
         if asked.path.rstrip("/") == PAGE:

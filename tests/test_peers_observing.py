@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -166,3 +168,35 @@ def test_it_follows_on_when_the_nodes_that_it_knew_are_gone(
             candidate.proclaim("b")
             assert next(each for each in told if each == "b")
     candidate.stop()
+
+
+def test_a_client_is_told_of_elections_by_whatever_name_it_reaches_a_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only pages in browsers are held to the names that a node's page is served by."""
+    alias, look_up = "nodes.example", socket.getaddrinfo
+
+    def found(host: str | None, *given: Any, **options: Any) -> Any:
+        return look_up("127.0.0.1" if host == alias else host, *given, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    cluster = PeersCluster(1)
+    [store] = cluster.start(0)
+    address = cluster.addresses[0].replace("127.0.0.1", alias)
+    client = new_store("peers", [address], observe=True, secret=cluster.options["secret"])
+    with store, client, Candidate(store, KEY, "a", ttl=1).campaign(20):
+
+        async def first() -> list[str]:
+            async with contextlib.aclosing(observer_of(client).follow_elections("")) as elections:
+                return [each.key for each in await anext(elections)]
+
+        def told() -> list[str]:
+            try:
+                return client.core.call_within(20, first)
+            except StoreUnavailable as error:
+                # It may have started just now.
+                if "does not know" not in str(error):
+                    raise
+                return []
+
+        wait_until(lambda: told() == [KEY], what="the election")
