@@ -40,6 +40,9 @@ _LONGEST_NAP = 0.25
 _TRY_AGAIN = 0.1
 # What ends wakes us up; what does not must not keep us busy.
 _NEXT_ROUND = 0.005
+# What survived so many may do so for long, and there may be many of them.
+QUICK_ROUNDS = 200
+_SLOW_ROUND = 0.05
 # A leader that lives has started another guardian long before: it was cut off from
 # this one, or has become another program.
 _FORGOTTEN = 30.0
@@ -151,6 +154,7 @@ class Guardian:
         self._until: float | None = None
         self._told_overdue = False
         self._is_killing = False
+        self._rounds = 0
         self._dismissed = False
         self._wake: int | None = None
         self._cut_at: float | None = None
@@ -179,7 +183,7 @@ class Guardian:
     def _nap(self) -> float | None:
         """Milliseconds."""
         if self._is_killing and self._work is not None:
-            return 1000 * _NEXT_ROUND
+            return 1000 * until_next_round(self._rounds)
         if self._until is not None and self._work is not None:
             return 1000 * min(max(0.0, self._until - self._clock()), _LONGEST_NAP)
         return 1000 * _FORGOTTEN / 10 if self._channel.ended else None
@@ -204,6 +208,7 @@ class Guardian:
                 self._plans.pop(number, None)
             case ("start", until):
                 self._until, self._told_overdue, self._is_killing = until, False, False
+                self._rounds = 0
                 # One of us may have stood still since it was asked for.
                 if self._clock() < until:
                     self._start(descriptors)
@@ -264,6 +269,7 @@ class Guardian:
         if self._is_killing:
             # Round by round, for what is forked meanwhile.
             work.kill()
+            self._rounds += 1
 
     # --- after the leader's death ---
 
@@ -294,8 +300,10 @@ class Guardian:
         work = self._work
         if work is None:
             return True
+        self._rounds = 0
         while True:
             work.kill()
+            self._rounds += 1
             work.reap()
             if work.gone:
                 work.close()
@@ -305,7 +313,7 @@ class Guardian:
             assert self._wake is not None
             poll = select.poll()
             poll.register(self._wake, select.POLLIN)
-            poll.poll(1000 * _NEXT_ROUND)
+            poll.poll(1000 * until_next_round(self._rounds))
             _drain(self._wake)
 
     def _is_let_go(self, until: float) -> bool:
@@ -320,6 +328,11 @@ class Guardian:
             for _, descriptors in self._channel.receive():
                 _close(descriptors)
         return True
+
+
+def until_next_round(rounds: int) -> float:
+    """Seconds until what survived so many rounds is killed again."""
+    return _NEXT_ROUND if rounds < QUICK_ROUNDS else _SLOW_ROUND
 
 
 def _content_of(descriptors: list[int]) -> bytes:

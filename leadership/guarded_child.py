@@ -13,11 +13,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ._guardian import until_next_round
 from ._guardian_work import Cgroup, Work, descendants
 from .child import CannotRunError
 from .guardian import Guardian, Order, group_name
 
-_LOOK_AGAIN = 0.005
 _START = 5.0
 """Seconds for the guardian to start the command."""
 _PATIENCE = 0.05
@@ -158,11 +158,13 @@ class GuardedChild:
         self.clearing = True
         rest = Work(0, Cgroup.make(group_name()))
         pause = threading.Event()
+        rounds = 0
         while not rest.gone:
             rest.kill()
+            rounds += 1
             rest.reap()
             if not rest.gone:
-                pause.wait(_LOOK_AGAIN)
+                pause.wait(until_next_round(rounds))
         rest.close()
         with self._changed:
             self.lost_guardian = True

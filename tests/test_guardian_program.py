@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from leadership._guardian import Channel, Guardian
+from leadership._guardian import QUICK_ROUNDS, Channel, Guardian
 from leadership.backends import _etcd_release, _peers_release, _zookeeper_release
 from leadership.backends._peers_code import code, digest
 from leadership.clock import SystemClock
@@ -213,6 +213,33 @@ def test_what_cannot_be_ended_does_not_keep_a_processor_busy(rig: Rig) -> None:
     rig.guardian._work = None
     rig.end.send(marshal.dumps(("end",)))
     rig.finish()
+
+
+@pytest.mark.parametrize("leader_lives", [True, False])
+def test_what_survives_many_rounds_is_killed_less_often(rig: Rig, leader_lives: bool) -> None:
+    """There may be many of them, and each round looks at all."""
+    work: Any = Survivor()
+    rig.guardian._clock = CLOCK.now
+    rig.guardian._work, rig.guardian._until = work, 0.0 if leader_lives else float("inf")
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    rig.guardian._wake = reading
+    rig.plan(write)
+    rig.start()
+    if not leader_lives:
+        rig.kill_leader()
+    wait_until(lambda: work.kills > QUICK_ROUNDS, what="many rounds")
+    at, kills = CLOCK.now(), work.kills
+    wait_until(lambda: work.kills >= kills + 5, what="further rounds")
+    assert CLOCK.now() - at > 4 * 0.04
+    work.gone = True
+    if leader_lives:
+        rig.end.send(marshal.dumps(("end",)))
+    else:
+        rig.end.close()
+    rig.finish()
+    os.close(reading)
+    os.close(writing)
 
 
 def test_while_another_process_holds_the_leaders_end_nothing_is_released(rig: Rig) -> None:
