@@ -69,6 +69,8 @@ class Outbox:
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = _Plan(next(self._numbers), key)
+        if plan.number not in self._known:
+            # Also where it could not be written down before: there may be room by now.
             self._to_learn[plan.number] = plan
         plan.uses += 1
         use = next(self._numbers) if former is None else former

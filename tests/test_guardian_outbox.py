@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import marshal
 import os
 import signal
 import tracemalloc
@@ -127,6 +128,30 @@ def test_where_there_is_no_room_to_write_a_plan_down_that_is_said(
     monkeypatch.setattr(os, "memfd_create", no_room)
     guarded.guardian.guard(plan(1, filling="x" * 10_000), 60.0)
     assert guarded.trouble == ["it could not be told how to release: Too many open files"]
+
+
+def test_a_plan_that_could_not_be_told_is_told_when_another_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    outbox = Outbox(told.append)
+
+    def send(message: bytes, descriptors: Sequence[int]) -> bool:
+        told.append(marshal.loads(message)[0])
+        return True
+
+    def no_room(name: str) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "memfd_create", no_room)
+        outbox.hold(b"x" * 10_000, 60.0)
+        assert outbox.flush(send)
+    outbox.hold(b"x" * 10_000, 60.0)
+    assert outbox.flush(send)
+    outbox.hold(b"x" * 10_000, 60.0)
+    assert outbox.flush(send)
+    assert told == ["it could not be told how to release: Too many open files", "guard"]
 
 
 def test_ten_thousand_plans_of_their_own_cost_it_little(guarded: Guarded) -> None:
