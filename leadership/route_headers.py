@@ -31,7 +31,8 @@ _HOP_BY_HOP = frozenset(
 _DONE_HERE = frozenset({b"expect"})
 # Without these the message would be another one, whatever Connection says.
 _KEPT = frozenset({b"host", b"content-length"})
-_HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?", re.ASCII)
+# Without a comma: two fields may come as one.
+_HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[\w.~!$&'()*+;=%-]*)(:\d*)?", re.ASCII)
 _ABSOLUTE = re.compile(rb"https?://(?P<host>[^/?#]*)", re.IGNORECASE)
 _OURS = frozenset(
     {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"}

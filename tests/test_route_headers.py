@@ -14,6 +14,8 @@ from leadership.route_headers import addressed
         ([b""], "1.1", True),
         ([b"[::1]:80"], "1.1", True),
         ([b"a", b"b"], "1.1", False),
+        # As servers of WSGI tell of two fields.
+        ([b"a,b"], "1.1", False),
         ([], "1.1", False),
         ([], "1.0", True),
         ([b"a b"], "1.1", False),
