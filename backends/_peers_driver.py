@@ -432,6 +432,11 @@ class Driver:
     # --- what is asked of this node ---
 
     async def _answer(self, asked: Asked) -> Answer:
+        if asked.method == "POST" and "Origin" in asked.headers:
+            # So says every browser, and no node: without a secret a page of a name that
+            # leads here could vote, though nobody but this machine reaches us.
+            self.complain(asked.came_from, "a page in a browser asks")
+            return Answer(403)
         if asked.path == MESSAGES and asked.method == "POST":
             return await self._take_messages(asked)
         if asked.path == MEMBERS and asked.method == "POST":

@@ -15,6 +15,7 @@ from leadership.backend import Address, Context
 from leadership.backends._peers_driver import Driver
 from leadership.backends._peers_http import Answer, Client, Limits
 from leadership.backends._peers_knowledge import LEADER, LeaderAnswer
+from leadership.backends._peers_members import MEMBERS, OPERATOR, MembersQuestion
 from leadership.backends._peers_post import MESSAGES, Post
 from leadership.backends._peers_seal import Node, Seals
 from leadership.backends._peers_settings import settings_of
@@ -211,6 +212,26 @@ async def test_the_content_of_who_has_no_secret_is_not_read() -> None:
             # Refused, though nothing of the content was sent.
             assert b"403" in await reader.readline()
         writer.close()
+
+
+@on_a_loop
+async def test_no_page_in_a_browser_takes_part_or_changes_the_members() -> None:
+    """By a name of his own that leads here, a stranger's page sends what a program could."""
+    async with contextlib.AsyncExitStack() as stack:
+        node = await stack.enter_async_context(running(secret=None))
+        question = msgspec.json.encode(MembersQuestion(node.settings.cluster))
+        client = Client(Limits())
+        stack.push_async_callback(client.close)
+        asks = [(OPERATOR, MEMBERS, question), (node.address, MESSAGES, b"[]")]
+        says = [({}, 200), ({"Origin": "http://rebound.example:7001"}, 403)]
+        for sender, path, body in asks:
+            seals = Seals(Node(sender, 77), ())
+            for origin, status in says:
+                headers, _ = seals.request(node.driver._own, path, body)
+                answer = await client.call(
+                    "POST", node.address, path, body, headers={**headers, **origin}, timeout=10
+                )
+                assert (path, answer.status) == (path, status), node.refusals
 
 
 @on_a_loop
