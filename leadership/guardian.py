@@ -172,7 +172,7 @@ class Guardian:
         self._process: _Process | None = None
         self._ready = False
         self._useless = 0
-        self._ended: Future[None] = Future()
+        self._ended = _uncancelled()
         self._ended.set_result(None)
         self._told: Told = lambda message: None
         self._died: Callable[[], None] = lambda: None
@@ -192,9 +192,9 @@ class Guardian:
         """
         with self._changed:
             number = next(self._numbers)
-            self._hearers[number] = on_trouble
             if self.unable is None:
                 self._begin()
+            self._hearers[number] = on_trouble
             unable = self.unable
         if unable is not None:
             on_trouble(unable)
@@ -321,6 +321,10 @@ class Guardian:
 
     def _begin(self) -> None:
         if self._thread is not None:
+            if not self._hearers:
+                # It goes on, or is started again, but not for whom the last one left.
+                self._ended.set_result(None)
+                self._ended = _uncancelled()
             return
         thread = threading.Thread(target=self._run, name="leadership-guardian", daemon=True)
         try:
@@ -328,7 +332,7 @@ class Guardian:
         except RuntimeError as error:
             self.unable = f"no thread can be started to look after it: {error}"
         else:
-            self._ended = Future()
+            self._ended = _uncancelled()
             self._thread = thread
 
     def _say(self, word: str, *rest: Any, descriptors: Sequence[int] = ()) -> bool:
@@ -428,6 +432,13 @@ class Guardian:
             hearers = list(self._hearers.values())
         for hear in hearers:
             hear(reason)
+
+
+def _uncancelled() -> Future[None]:
+    """For several who wait: one of them who gives up ends it for nobody."""
+    future: Future[None] = Future()
+    future.set_running_or_notify_cancel()
+    return future
 
 
 def _beyond_standard(descriptor: int, passed: contextlib.ExitStack) -> int:

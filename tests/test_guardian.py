@@ -216,6 +216,23 @@ def test_it_ends_with_its_use(etcd: EtcdClient) -> None:
     assert not any(is_running(pid) for pid in pids if pid is not None)
 
 
+def test_who_has_left_does_not_wait_for_another_who_comes_meanwhile() -> None:
+    """The guardian ends for the one, and is started again for the other."""
+    own = Guardian()
+    former = own.use(lambda reason: None)
+    assert own.wait_ready(READY)
+    gone = own.leave(former)
+    # Whoever gives up to wait ends nothing that others wait for.
+    assert not gone.cancel()
+    later = own.use(lambda reason: None)
+    try:
+        gone.result(READY)
+    finally:
+        ended = own.leave(later)
+    ended.result(READY)
+    assert own.process_id is None
+
+
 def test_a_program_that_ends_in_good_order_leaves_no_guardian(etcd: EtcdClient) -> None:
     printed = python(
         f"""
