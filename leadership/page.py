@@ -163,12 +163,15 @@ class Hosts:
         self._option = option
         self._names = {"localhost"}
         for given in names:
-            name = _host_name(given)
-            if not name or not set(name).isdisjoint(" /?#@,*"):
+            name = b""
+            with contextlib.suppress(UnicodeError):
+                # As browsers write it.
+                name = _host_name(given).encode("idna")
+            if not name or not set(name).isdisjoint(b" /?#@,*"):
                 raise ConfigurationError(
                     f"{option}{given!r}: give a name, such as leaders.example.org"
                 )
-            self._names.add(name)
+            self._names.add(name.decode())
 
     def refusal(self, host: str | None) -> str | None:
         """What to tell who asked with this Host, with `OTHER_NAME`; None: he may have the page."""

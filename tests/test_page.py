@@ -22,6 +22,7 @@ from leadership.backend import Entry
 from leadership.dashboard import Dashboard
 from leadership.errors import ConfigurationError
 from leadership.faults import FaultyBackend
+from leadership.page import Hosts
 from leadership.survey import Survey
 
 from .command import Command, leadership_here
@@ -404,6 +405,16 @@ def test_the_page_is_served_by_addresses_local_names_and_names_that_were_given(
             for path in ("/", "/events", "/other"):
                 status, text = answers(url, host, path)
                 assert (status, "--host" in text) == (421, True), host
+
+
+def test_a_name_may_be_given_as_its_user_writes_it() -> None:
+    """A browser writes it in ASCII."""
+    hosts = Hosts(["Bücher.example:8080"], "--host ")
+    assert hosts.refusal("xn--bcher-kva.example:8080") is None
+    assert hosts.refusal("bcher.example") is not None
+    for wrong in ("a..example", "ü" * 64):
+        with pytest.raises(ConfigurationError, match="give a name"):
+            Hosts([wrong], "--host ")
 
 
 @pytest.mark.backend("peers")
