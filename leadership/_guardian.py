@@ -246,11 +246,12 @@ class Guardian:
 
     def _look(self) -> None:
         """After the command: what ended, and whether its time is over."""
+        # Also what is told late, or of another signal: it would wake us up for ever.
+        if self._wake is not None:
+            _drain(self._wake)
         work = self._work
         if work is None:
             return
-        if self._wake is not None:
-            _drain(self._wake)
         status = work.reap()
         if work.gone:
             self._work = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -213,6 +214,23 @@ def test_what_cannot_be_ended_does_not_keep_a_processor_busy(rig: Rig) -> None:
     rig.guardian._work = None
     rig.end.send(marshal.dumps(("end",)))
     rig.finish()
+
+
+def test_an_end_that_is_told_after_it_was_seen_does_not_keep_a_processor_busy(rig: Rig) -> None:
+    """Of two that end at the same time one may be reaped with the other, and told later."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    rig.guardian._wake = reading
+    rig.plan(write)
+    rig.start()
+    os.write(writing, b"\0")
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    wait_until(lambda: poll.poll(0) == [], what="it to be taken note of")
+    rig.end.send(marshal.dumps(("end",)))
+    rig.finish()
+    os.close(reading)
+    os.close(writing)
 
 
 @pytest.mark.parametrize("leader_lives", [True, False])
