@@ -437,9 +437,9 @@ def test_a_term_that_ends_before_the_application_is_called_is_not_its_term(
 
 
 @on_a_loop
-async def test_a_request_that_is_cancelled_as_it_comes_to_be_ours_keeps_no_term_from_ending() -> (
-    None
-):
+async def test_a_request_that_is_cancelled_as_it_comes_to_be_ours_keeps_no_term_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with aio.new_store(f"memory://{uuid.uuid4()}") as store:
         candidate = aio.Candidate(store, KEY, "a", ttl=30)
         middleware = ASGIMiddleware(Application(), candidate)
@@ -450,7 +450,7 @@ async def test_a_request_that_is_cancelled_as_it_comes_to_be_ours_keeps_no_term_
             cancelled.append(asking.cancel())
             return serving
 
-        middleware._router.route = overtaken  # type: ignore[method-assign]
+        monkeypatch.setattr(middleware._router, "route", overtaken)
         told = [{"type": "http.request"}]
 
         async def receive() -> Any:
