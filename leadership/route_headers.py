@@ -72,7 +72,8 @@ def addressed(
         version: of HTTP; only before 1.1 there may be no Host.
 
     Returns:
-        None where the target is no path, or where it is in doubt which host is meant.
+        None where the target is no path, or where it is in doubt which host is meant, or
+        where the request ends.
     """
     if (absolute := _ABSOLUTE.match(target)) is not None:
         host, target = absolute["host"], target[absolute.end() :]
@@ -85,6 +86,9 @@ def addressed(
     if len(hosts) > 1 or not all(_HOST.fullmatch(host) for host in hosts):
         return None
     if not hosts and version == "1.1":
+        return None
+    lengths = values(fields, b"content-length")
+    if len(lengths) > 1 or not all(length.strip(b" \t").isdigit() for length in lengths):
         return None
     plain = target.partition(b"#")[0]
     if not plain.startswith(b"/") or any(byte <= 32 or byte == 127 for byte in plain):

@@ -35,8 +35,8 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 MISDIRECTED = 421
 """The answer of who was taken for the leader: nothing was done."""
 
-NO_TARGET = "only paths are forwarded, of one host"
-"""What a client is told with 400 whose target or Host is in doubt."""
+NO_TARGET = "only paths are forwarded, of one host and one length"
+"""What a client is told with 400 whose target, Host or length is in doubt."""
 
 _PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 """Seconds before the same leader is tried again; the last one from then on."""

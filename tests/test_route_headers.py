@@ -28,6 +28,25 @@ def test_a_request_is_of_one_host(hosts: list[bytes], version: str, passed: bool
     assert known == (("/a?", fields) if passed else None)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "passed"),
+    [
+        ([b"0"], True),
+        ([b" 12 "], True),
+        # Which some read as 1, and some as 10.
+        ([b"1_0"], False),
+        ([b"+1"], False),
+        ([b"1, 1"], False),
+        ([b""], False),
+        ([b"1", b"1"], False),
+    ],
+)
+def test_a_request_is_of_one_length(lengths: list[bytes], passed: bool) -> None:
+    fields = [(b"Host", b"a"), *((b"content-length", length) for length in lengths)]
+    known = addressed("POST", b"/", fields, "1.1")
+    assert known == (("/", fields) if passed else None)
+
+
 def test_the_host_of_the_target_stands_for_the_fields() -> None:
     fields = [(b"Host", b"b"), (b"X", b"1"), (b"host", b"c")]
     known = addressed("GET", b"http://a:1/p", fields, "1.1")
