@@ -58,11 +58,12 @@ class WSGIMiddleware:
 
     def close(self) -> None:
         """Stop following, close what is idle, end the thread; the next request begins anew."""
-        self._router.view.close()
         with self._lock:
             running, self._loop = self._loop, None
         if running is not None:
             running.end(self._connections)
+        # Not before: what still waits would begin to follow again.
+        self._router.view.close()
 
     def _running(self) -> _LoopThread:
         with self._lock:

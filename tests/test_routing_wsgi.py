@@ -19,9 +19,12 @@ import aiohttp
 import pytest
 
 from leadership import Candidate, new_store
+from leadership.route_upstream import Connections
+from leadership.route_wsgi import _LoopThread
 from leadership.routing import TERM, Policy, WSGIMiddleware, lead
 
 from .leaks import thread_names
+from .loops import settle
 from .servers.ports import free_port
 from .waiting import wait_until
 
@@ -243,6 +246,27 @@ def test_a_length_that_the_server_did_not_take_for_one_is_not_told_to_the_leader
     with contextlib.closing(second.middleware):
         asking = pool.submit(lambda: list(second.middleware(environ, lambda *given: None)))
         assert b"".join(asking.result(10)).startswith(b"GET / 0 ")
+
+
+def test_closed_it_follows_no_more_whatever_still_waits(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = _LoopThread.end
+
+    def held_up(running: _LoopThread, connections: Connections) -> None:
+        asyncio.run_coroutine_threadsafe(settle(), running.loop).result(20)
+        end(running, connections)
+
+    monkeypatch.setattr(_LoopThread, "end", held_up)
+    with contextlib.closing(Node(f"memory://{uuid.uuid4()}")) as node:
+        environ: dict[str, Any] = {"HTTP_HOST": "a"}
+        setup_testing_defaults(environ)
+        asking = pool.submit(node.middleware, environ, lambda *given: None)
+        router = node.middleware._router
+        wait_until(lambda: router._waiting)
+        node.middleware.close()
+        assert isinstance(asking.exception(20), Exception)
+        assert router.view._follows is None
 
 
 def test_closed_it_leaves_no_thread_and_begins_anew() -> None:
