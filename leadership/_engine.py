@@ -11,6 +11,7 @@ import atexit
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -53,30 +54,52 @@ class Engine:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
-    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run `work` on the loop; never blocks."""
-        try:
-            self._check()
-        except BaseException:
-            work.close()
-            raise
-        return asyncio.run_coroutine_threadsafe(work, self.loop)
+    def submit(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> concurrent.futures.Future[T]:
+        """Run what `begin` makes on the loop; never blocks.
 
-    def call(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Run `work` on the loop and wait for it; interruptible by Ctrl-C.
+        It is made there: a Ctrl-C between its making and its handing over would leave behind
+        a coroutine that nobody awaits, with a warning.
+        """
+        self._check()
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self.loop.call_soon_threadsafe(self._begin, begin, future)
+        return future
+
+    def _begin(
+        self,
+        begin: Callable[[], Coroutine[Any, Any, T]],
+        future: concurrent.futures.Future[T],
+    ) -> None:
+        if future.cancelled():
+            return
+        try:
+            work = begin()
+        except Exception as error:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+            return
+        task = self.loop.create_task(work)
+        task.add_done_callback(functools.partial(_hand_over, future))
+        future.add_done_callback(functools.partial(self._cancel_too, task))
+
+    def _cancel_too(self, task: asyncio.Task[T], future: concurrent.futures.Future[T]) -> None:
+        if future.cancelled() and not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(task.cancel)
+
+    def call(self, begin: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
+        """Run what `begin` makes on the loop and wait for it; interruptible by Ctrl-C.
 
         Raises:
             TimeoutError: `timeout` seconds have passed; the work was cancelled.
         """
         if threading.current_thread() is self._thread:
-            work.close()
             raise LeadershipError(
                 "a blocking call was made on the library's own thread; "
                 "call from a thread of yours, or use leadership.aio"
             )
         future: concurrent.futures.Future[T] | None = None
         try:
-            future = self.submit(work)
+            future = self.submit(begin)
             return _result(future, timeout)
         except BaseException:
             # Interrupted or timed out; done already when the work itself raised.
@@ -135,6 +158,21 @@ class Engine:
                 await asyncio.wait(rest, timeout=EXIT_SECONDS * 0.1)
         finally:
             self.loop.stop()
+
+
+def _hand_over(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+    if task.cancelled():
+        future.cancel()
+    # Whoever gave up waiting may do so while this runs.
+    if not future.set_running_or_notify_cancel():
+        # It was given up: nobody else takes its exception.
+        _ = task.cancelled() or task.exception()
+        return
+    error = task.exception()
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(task.result())
 
 
 _SLICE = 1.0

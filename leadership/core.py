@@ -9,6 +9,7 @@ import random
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import msgspec
@@ -108,21 +109,21 @@ class Core:
     ) -> T:
         """Run `act` on the engine and wait, as long as it takes."""
         running = self._running()
-        return running.call(act(*args, **kwargs))
+        return running.call(partial(act, *args, **kwargs))
 
     def call_within(
         self, timeout: float | None, act: Callable[..., Coroutine[Any, Any, T]], *args: Any
     ) -> T:
         """As `call`, but `TimeoutError` after `timeout` seconds."""
         running = self._running()
-        return running.call(act(*args), timeout)
+        return running.call(partial(act, *args), timeout)
 
     def start(
         self, act: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
     ) -> Future[T]:
         """Run `act` on the engine; for an event loop to wait for."""
         running = self._running()
-        return running.submit(act(*args, **kwargs))
+        return running.submit(partial(act, *args, **kwargs))
 
     def post(self, act: Callable[[], object]) -> None:
         """Have `act` called on the engine, if there is still any use; never raises or blocks."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -223,9 +226,59 @@ def test_a_blocking_call_on_the_engines_own_thread_is_refused() -> None:
 
     async def wrong() -> str:
         try:
-            engine.call(nothing())
+            engine.call(nothing)
         except Exception as error:
             return str(error)
         return "not refused"
 
-    assert "leadership.aio" in engine.call(wrong())
+    assert "leadership.aio" in engine.call(wrong)
+
+
+def test_an_interrupt_cannot_come_between_the_making_of_a_coroutine_and_its_handing_over() -> None:
+    engine = Engine()
+    made_by: list[threading.Thread] = []
+
+    def begin() -> Coroutine[Any, Any, None]:
+        made_by.append(threading.current_thread())
+        return asyncio.sleep(0)
+
+    engine.call(begin)
+    assert made_by != [threading.current_thread()]
+
+
+def test_what_is_given_up_before_it_began_never_begins_and_after_that_is_cancelled() -> None:
+    engine = Engine()
+    let_go, begun, ended = threading.Event(), threading.Event(), threading.Event()
+
+    async def long() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    engine.post(lambda: let_go.wait(10))
+    given_up = engine.submit(long)
+    assert given_up.cancel()
+    let_go.set()
+    engine.call(lambda: asyncio.sleep(0))
+    assert not begun.is_set()
+    going = engine.submit(long)
+    assert begun.wait(10)
+    assert going.cancel()
+    assert ended.wait(10)
+
+
+def test_what_a_call_raises_is_raised_to_the_caller() -> None:
+    engine = Engine()
+
+    def no_work() -> Coroutine[Any, Any, None]:
+        raise TypeError("not to be made")
+
+    async def breaks() -> None:
+        raise ValueError("broke")
+
+    with pytest.raises(TypeError, match="not to be made"):
+        engine.call(no_work)
+    with pytest.raises(ValueError, match="broke"):
+        engine.call(breaks)

@@ -76,7 +76,7 @@ def tasks() -> set[str]:
         own = asyncio.current_task()
         return {str(task.get_coro()) for task in asyncio.all_tasks() if task is not own}
 
-    return engine().call(look())
+    return engine().call(look)
 
 
 @pytest.mark.parametrize("stop_first", [False, True])
