@@ -70,8 +70,8 @@ class Engine:
         begin: Callable[[], Coroutine[Any, Any, T]],
         future: concurrent.futures.Future[T],
     ) -> None:
-        if future.cancelled():
-            return
+        # Also where it was given up meanwhile: what closes or withdraws has to begin, and to
+        # find out by the cancellation, or something would be left behind.
         try:
             work = begin()
         except Exception as error:
