@@ -114,8 +114,7 @@ def number(here: Ground, besides: int | None = None) -> int:
 
 @pytest.mark.backend("zookeeper")
 def test_a_server_s_wall_clock_is_stepped_and_it_serves_as_before(tmp_path: Path) -> None:
-    if not wall_clock.can_be_stepped():
-        pytest.skip("needs libfaketime")
+    assert wall_clock.can_be_stepped(), "libfaketime is missing: tests/servers/install.sh faketime"
     with stood_on("zookeeper", False, tmp_path) as here, new_store(here.url(0)) as store:
         assert here.server_clock is not None
         made = store.put("before", b"")
