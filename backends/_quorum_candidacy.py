@@ -38,7 +38,8 @@ from ._quorum_waiting import Queues, Waiter
 LAPSED = "the leases were not renewed in time"
 REMOVED = "this node is no longer a member"
 
-_LARGEST_BACKOFF = 16
+_DOUBLINGS = 4
+"""After so many failures in a row no wait grows further."""
 
 
 @dataclass(slots=True)
@@ -319,7 +320,9 @@ class Candidacy:
         self._commons.acceptor.note_campaign(self.key, self.term, now)
         contender = self._active()
         ttl = contender.ttl if self._combined else 0.0
-        number = self._open_ballot(now, min(timing.vote_window, 2 * timing.heartbeat))
+        # Short at first, for lost messages; then time for disks on which a vote takes longer.
+        patience = 2 * timing.heartbeat * self._widened()
+        number = self._open_ballot(now, min(timing.vote_window, patience))
         for receiver in mail.receivers():
             header = mail.header(receiver, number)
             mail.send(
@@ -393,10 +396,10 @@ class Candidacy:
             hope = ballot.earliest_hope(self._commons.mail.quorum)
             earliest = self._commons.timing.outlasting(hope)
             self._look_for_established(ballot)
-        self._failures += 1
         self._abandon(now, told=False)
-        widened = min(2 ** (self._failures - 1), _LARGEST_BACKOFF)
-        self._attempt_at = now + earliest + self._delay() * (widened if asked else 1)
+        widened = self._widened() if asked else 1
+        self._failures += 1
+        self._attempt_at = now + earliest + self._delay() * widened
 
     def _abandon(self, now: float, *, told: bool) -> None:
         """Stop campaigning; take back what may have been promised."""
@@ -496,6 +499,9 @@ class Candidacy:
         rank = self._queue[0].rank if self._queue else 0
         backoff = self._commons.timing.backoff
         return self._commons.random.uniform(0, backoff) + rank * backoff
+
+    def _widened(self) -> int:
+        return 1 << min(self._failures, _DOUBLINGS)
 
     def _open_ballot(self, now: float, patience: float) -> int:
         mail = self._commons.mail

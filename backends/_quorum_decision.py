@@ -24,6 +24,9 @@ from ._quorum_messages import (
 from ._quorum_storage import Storage
 from ._quorum_timing import Timing
 
+_DOUBLINGS = 5
+"""After so many ballots in vain the pause between two grows no further."""
+
 Choose = Callable[[tuple[str, ...], float], None]
 """Called with the member list that was chosen, and the time."""
 
@@ -53,6 +56,7 @@ class Decision:
         self._number = 0
         self._ballot = (0, "")
         self._highest = 0
+        self._tries = 0
         self._promises: dict[str, MembersPromise] = {}
         self._accepted: set[str] = set()
         self._value: tuple[str, ...] = ()
@@ -81,7 +85,11 @@ class Decision:
         for receiver in self._mail.receivers():
             header = self._mail.header(receiver, self._number)
             self._mail.send(MembersPrepare(header, self._ballot))
-        self.next_at = now + self._timing.heartbeat * self._random.uniform(2, 4)
+        # A ballot is two writes of each member: with a pause that does not grow, none would ever
+        # end where disks are slower than it.
+        pause = self._timing.heartbeat * 2 ** min(self._tries, _DOUBLINGS)
+        self._tries += 1
+        self.next_at = now + pause * self._random.uniform(2, 4)
 
     # --- the acceptor ---
 

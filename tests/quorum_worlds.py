@@ -125,3 +125,12 @@ class QuietWorld(World):
             else:
                 told.append(effect)
         super()._carry_out(machine, effects)
+
+
+class SlowDisks(QuietWorld):
+    """Each write takes `heartbeats_to_write`."""
+
+    heartbeats_to_write = 2.5
+
+    def write_takes(self) -> float:
+        return self.heartbeats_to_write * self.plan.timing.heartbeat

@@ -427,9 +427,11 @@ class World:
         if not self.plan.durable:
             self.fail("a node without a disk wants to write")
         machine.writing.append(effect)
-        self.after(
-            self.random.uniform(0, 0.01), self._written, machine, machine.incarnation, effect
-        )
+        self.after(self.write_takes(), self._written, machine, machine.incarnation, effect)
+
+    def write_takes(self) -> float:
+        """Seconds until something is on a disk."""
+        return self.random.uniform(0, 0.01)
 
     def _written(self, machine: Machine, incarnation: int, effect: Persist) -> None:
         node = machine.node

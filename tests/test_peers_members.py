@@ -85,6 +85,8 @@ class Cluster:
         """Whoever leads, by what followers are told; after another one, who may still be told."""
         with Follower(client, KEY).follow_election() as leaders:
             name = next(each for each in leaders if each and (not after or each != after.name))
+        # Others may hear of a term while its own process is still about to.
+        next_elected(self.processes[name])
         return self.processes[name]
 
 

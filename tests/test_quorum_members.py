@@ -11,7 +11,7 @@ from leadership.backends._quorum_members import Quorum, first_stage
 from leadership.backends._quorum_messages import MembersAnswer
 from leadership.errors import ConfigurationError, NotSupported
 
-from .quorum_worlds import QuietWorld
+from .quorum_worlds import QuietWorld, SlowDisks
 from .simulation import draw
 from .simulation_faults import simulate
 
@@ -91,6 +91,16 @@ def test_two_changes_on_two_sides_of_a_cut_come_to_one_list() -> None:
     world.cuts.clear()
     world.wait(lambda: all(world.node(n).stage.epoch == 1 for n in world.machines))
     assert len({world.node(n).stage for n in world.machines}) == 1
+
+
+def test_a_change_comes_about_also_where_writing_takes_longer_than_a_ballot_waits() -> None:
+    world = SlowDisks(3, durable=True)
+    world.heartbeats_to_write = 5
+    world.start_all()
+    world.run(world.now + 2)
+    change(world, "n0", ["n0", "n1"])
+    change(world, "n2", ["n1", "n2"])
+    world.wait(lambda: all(world.node(n).stage.epoch == 1 for n in world.machines), limit=60)
 
 
 def test_who_led_under_the_old_list_is_over_before_the_new_list_leads() -> None:

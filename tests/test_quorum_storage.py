@@ -19,7 +19,7 @@ from leadership.backends._quorum_messages import (
 )
 from leadership.backends._quorum_storage import Storage
 
-from .quorum_worlds import QuietWorld
+from .quorum_worlds import QuietWorld, SlowDisks
 from .simulation import draw
 
 OLD = first_stage(["n0", "n1", "n2"])
@@ -74,3 +74,11 @@ def test_what_was_accepted_is_told_also_when_the_disk_fails_at_the_next_stage() 
     promises = [message for message in told if isinstance(message, MembersPromise)]
     assert all(promise.joining == JOINT.joining for promise in promises)
     assert node.stage == OLD
+
+
+def test_a_leader_is_elected_where_a_vote_takes_longer_than_a_first_ballot_waits() -> None:
+    world = SlowDisks(3, durable=True)
+    world.start_all()
+    for name in world.machines:
+        world.enter(world.machines[name], world.key)
+    world.wait(lambda: world.leader() is not None)
