@@ -30,6 +30,7 @@ from .history import (
     Setting,
     Stalled,
     Told,
+    Wrote,
 )
 
 R = TypeVar("R", bound=Record)
@@ -183,17 +184,21 @@ def _loss_is_heard_when_the_code_can_run(history: Sequence[AnyRecord]) -> Iterat
     """The user's own code learns it as soon as it runs, not only hooks that run beside it."""
     heard = {(each.process, each.token): each.at for each in _of(Heard, history)}
     last_seen = _last_seen(history)
-    standing: list[Stalled | Blocked] = [*_of(Stalled, history), *_of(Blocked, history)]
-    standing.sort(key=lambda each: each.since)
+    still: list[Stalled | Blocked] = [*_of(Stalled, history), *_of(Blocked, history)]
+    standing = [(each.since, each.at, each.process) for each in still]
+    # What it was about to write it writes, and a register may be slow: its last write, no other.
+    last_writes = {(each.process, each.token): each for each in _of(Wrote, history)}
+    standing += [(each.began, each.at, each.process) for each in last_writes.values()]
+    standing.sort()
     # A term that was over before the user's code was given it is none for that.
     led = {(reign.process, reign.token) for reign in _reigns(history)}
     for told in _of(Told, history):
         if (told.process, told.token) not in led:
             continue
         due = told.at
-        for still in standing:
-            if still.process == told.process and still.since <= due + PROMPTNESS:
-                due = max(due, still.at)
+        for since, until, process in standing:
+            if process == told.process and since <= due + PROMPTNESS:
+                due = max(due, until)
         at = heard.get((told.process, told.token), last_seen[told.process])
         if at > due + PROMPTNESS:
             details = f"{told.process} with token {told.token} ran for {at - due:.3f} s before"

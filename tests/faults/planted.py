@@ -19,6 +19,7 @@ from .history import (
     Setting,
     Stalled,
     Told,
+    Wrote,
 )
 
 BOUND = 5.0
@@ -186,6 +187,18 @@ REJECTED: dict[str, tuple[str, list[AnyRecord]]] = {
         "loss is heard when the code can run",
         in_order(a_term_of_a(), Blocked(2.5, "a", since=1.0), Heard(4.2, "a", 7)),
     ),
+    "loss is heard long after the last write": (
+        "loss is heard when the code can run",
+        in_order(a_term_of_a(), Wrote(4.5, "a", 7, 3.6, accepted=False), Heard(5.1, "a", 7)),
+    ),
+    "the user's code goes on writing": (
+        "loss is heard when the code can run",
+        in_order(
+            a_term_of_a(),
+            *(Wrote(3.6 + n / 10, "a", 7, 3.5 + n / 10, accepted=False) for n in range(9)),
+            Heard(4.5, "a", 7),
+        ),
+    ),
     "another's code stood still, and that excuses nothing": (
         "loss is heard when the code can run",
         in_order(a_term_of_a(), Blocked(4.5, "b", since=3.0), Heard(4.6, "a", 7)),
@@ -322,6 +335,9 @@ ACCEPTED: dict[str, list[AnyRecord]] = {
     "who was killed is told nothing": in_order(reads("a", 7, 1.0, 2.0, valid_until=2.5)),
     "loss is heard as soon as the user's code can run": in_order(
         a_term_of_a(), Blocked(5.0, "a", since=3.0), Heard(5.4, "a", 7)
+    ),
+    "loss is heard as soon as a slow register has answered": in_order(
+        a_term_of_a(), Wrote(4.5, "a", 7, 3.6, accepted=False), Heard(4.6, "a", 7)
     ),
     "loss is heard after the process stood still, and then its user's code": in_order(
         a_term_of_a(), Stalled(4.5, "a", since=3.6), Blocked(6.0, "a", 4.6), Heard(6.1, "a", 7)
