@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 
 from kazoo.exceptions import NoNodeError
 
@@ -54,7 +55,7 @@ async def leaders(
     While somebody leads only that entry is watched: who enters, enters behind it.
     """
     watches = connection.watches
-    told: Entry | None = None
+    told: _Leader | None = None
     first = True
     while True:
         changed = asyncio.Event()
@@ -67,12 +68,50 @@ async def leaders(
             ) -> None:
                 stack.callback(watches.subscribe(path, wake))
 
-            entry = await _leader(connection, directory, names, subscribe, sync=first)
-            if first or entry != told:
-                yield entry
-            first, told = False, entry
+            if first:
+                await connection.request(
+                    lambda client: client.sync_async(directory), repeatable=True
+                )
+            if told is None:
+                leader = await _leader(connection, directory, names, subscribe)
+            else:
+                leader = await _leader_after(told, connection, directory, names, subscribe)
+            if first or leader != told:
+                yield None if leader is None else leader.entry
+            first, told = False, leader
             await changed.wait()
         require_unbroken(connection)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leader:
+    path: str
+    entry: Entry
+
+
+async def _leader_after(
+    told: _Leader,
+    connection: Connection,
+    directory: str,
+    names: NodeNames,
+    subscribe: Callable[[str], None],
+) -> _Leader | None:
+    """Who leads after a change at the leader's entry: it has a new value, or is gone.
+
+    Both is asked at once, as the event does not carry the value: a follower
+    is told as early as the server allows, whichever it is.
+    """
+    look = asyncio.ensure_future(_leader(connection, directory, names, subscribe))
+    # Where it is of no use nobody else takes its exception.
+    look.add_done_callback(lambda look: look.cancelled() or look.exception())
+    try:
+        leader = await _at(told.path, connection, subscribe)
+        # The same entry: who entered since is behind it.
+        if leader is not None and leader.entry.token == told.entry.token:
+            return leader
+        return await look
+    finally:
+        look.cancel()
 
 
 async def _leader(
@@ -80,11 +119,8 @@ async def _leader(
     directory: str,
     names: NodeNames,
     subscribe: Callable[[str], None],
-    sync: bool,
-) -> Entry | None:
+) -> _Leader | None:
     fired = connection.watches.fired
-    if sync:
-        await connection.request(lambda client: client.sync_async(directory), repeatable=True)
     watched = False
     while True:
         try:
@@ -96,18 +132,26 @@ async def _leader(
                 return None
             continue
         if contenders:
-            path = f"{directory}/{contenders[0]}"
-            subscribe(path)
-            with contextlib.suppress(NoNodeError):
-                data, stat = await connection.request(
-                    data_of(path, fired),
-                    NoNodeError,
-                    repeatable=True,
-                )
-                return Entry(data or b"", stat.czxid)
+            leader = await _at(f"{directory}/{contenders[0]}", connection, subscribe)
+            if leader is not None:
+                return leader
         elif watched:
             return None
         else:
             # Nobody: so whoever enters next is to be told.
             subscribe(directory)
             watched = True
+
+
+async def _at(
+    path: str, connection: Connection, subscribe: Callable[[str], None]
+) -> _Leader | None:
+    """The leader whose entry is at this path; watched from now on, where there is one."""
+    subscribe(path)
+    try:
+        data, stat = await connection.request(
+            data_of(path, connection.watches.fired), NoNodeError, repeatable=True
+        )
+    except NoNodeError:
+        return None
+    return _Leader(path, Entry(data or b"", stat.czxid))
