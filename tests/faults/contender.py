@@ -186,8 +186,8 @@ class Contender:
     # --- what goes on beside it ---
 
     def hook(self, event: Event) -> None:
-        """Record that the end of a term was told."""
-        if isinstance(event, TermEnded):
+        """Record that the end of a term was told; the other election may have equal tokens."""
+        if isinstance(event, TermEnded) and event.key == self.wish.key:
             term = self.candidate().term
             if term is not None and term.token == event.token:
                 until, willing = term.valid_until, event.reason in (RESIGNED, STOPPED)
