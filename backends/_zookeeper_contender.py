@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kazoo.exceptions import NoChildrenForEphemeralsError, NoNodeError
 
 from ..backend import ReleasePlan
-from ..errors import AccessDenied, NotLeader, SessionLost, StoreError
+from ..errors import NotLeader, SessionLost, StoreError
 from ..lease import Claim, claim
 from ._entry_contender import DELETED, EntryContender, raise_if
 from ._zookeeper_connection import Connection
@@ -52,6 +52,8 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
         self._attempt = ""
         # Whether a quorum has seen it just now, by making it.
         self._just_made = False
+        # Whether its directory was made with it, so that nobody can be before us.
+        self._made_alone = False
         # Whether only the leader was before it when we looked last.
         self._next_in_line = False
         self._entering: asyncio.Future[None] | None = None
@@ -67,11 +69,11 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
             await self._entered()
             self._forget()
             self._session = session
-        self._just_made = self._next_in_line = False
+        self._just_made = self._made_alone = self._next_in_line = False
         if not self._name or self._entering is not None:
             await self._enter(session)
         session.holders.add(self)
-        if not self._guarded:
+        if not self._guarded or not self._token:
             await self._guard(session)
         connection = session.connection
         while True:
@@ -81,6 +83,8 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
                 break
             if self._next_in_line:
                 before, stands = await self._look_and_prove(connection)
+            elif self._made_alone:
+                before, stands = None, True
             else:
                 before, stands = await self._look(connection), self._just_made
             if self._told is not None:
@@ -92,7 +96,7 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
                     break
                 if session.lease.is_valid():
                     return claim(self._token, session.lease)
-                self._just_made = False
+                self._just_made = self._made_alone = False
                 await session.until_confirmed(woken)
                 continue
             self._just_made = False
@@ -145,32 +149,72 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
         self._attempt = self._election.names.unique(session.id, chance)
         path = f"{self._directory}/{self._attempt}"
         election = self._election
-        if election.directories_are_missing:
-            try:
-                election.directories_are_missing = await make_parents(connection, path)
-            except AccessDenied:
-                # Ours may be there all the same.
-                election.directories_are_missing = False
+        # Whether the directory has to be seen to by itself.
+        apart = False
+
+        def ask(client: Any) -> Any:
+            # Decided when it goes out, by what the others have found meanwhile.
+            if election.directories_are_missing and not apart:
+                return self._ask_with_directory(client, path)
+            return client.create_async(
+                path, self._value, ephemeral=True, sequence=True, include_data=True
+            )
+
         while True:
             try:
-                made, stat = await connection.request(
-                    lambda client: client.create_async(
-                        path, self._value, ephemeral=True, sequence=True, include_data=True
-                    ),
-                    NoNodeError,
-                    NoChildrenForEphemeralsError,
-                )
+                made = await connection.request(ask, NoNodeError, NoChildrenForEphemeralsError)
             except NoNodeError:
-                election.directories_are_missing = await make_parents(connection, path)
+                if election.finding_out is not None and not apart:
+                    # Of a thousand at once one finds out; the others make both in one step.
+                    await election.finding_out.wait()
+                    continue
+                await self._make_directories(connection, path)
+                apart = True
                 continue
             except NoChildrenForEphemeralsError:
                 raise StoreError(
                     f"{self.key!r} is a key with a ttl, and ZooKeeper lets nothing stand below "
                     "one: campaign at another key"
                 ) from None
-            self._name, self._token = made.rpartition("/")[2], stat.czxid
-            self._just_made = True
-            return
+            if self._is_made(made):
+                return
+            # The directory is there, or not to be made so: what that means shows without it.
+            election.directories_are_missing = False
+            apart = True
+
+    async def _make_directories(self, connection: Connection, path: str) -> None:
+        election = self._election
+        election.finding_out = done = asyncio.Event()
+        try:
+            election.directories_are_missing = await make_parents(connection, path)
+        finally:
+            done.set()
+            if election.finding_out is done:
+                election.finding_out = None
+
+    def _ask_with_directory(self, client: Any, path: str) -> Any:
+        transaction = client.transaction()
+        transaction.create(self._directory)
+        # As all directories it has no data, for which this has no word.
+        transaction.operations[-1] = transaction.operations[-1]._replace(data=None)
+        transaction.create(path, self._value, ephemeral=True, sequence=True)
+        return transaction.commit_async()
+
+    def _is_made(self, made: Any) -> bool:
+        """Whether our entry was, by one request or the other."""
+        if isinstance(made, list):
+            *_, name = made
+            if not isinstance(name, str):
+                return False
+            # In a directory that was not there before nobody is before us. The token
+            # comes with the watch.
+            self._made_alone = True
+        else:
+            name, stat = made
+            self._token = stat.czxid
+        self._name = name.rpartition("/")[2]
+        self._just_made = True
+        return True
 
     async def _find(self, session: ZooKeeperSession) -> None:
         """See what became of a create whose answer never came.
@@ -260,8 +304,13 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
             if name == self._name:
                 self._guarded = False
             raise
-        if stat is None and name == self._name:
+        if name != self._name:
+            return
+        if stat is None:
             self.entry_gone(DELETED)
+        else:
+            # A transaction does not tell it.
+            self._token = stat.czxid
 
     def _own_changed(self, session: ZooKeeperSession) -> None:
         self._guarded = False

@@ -41,6 +41,8 @@ class Election:
         # Whether the last election that was entered had no directory: who enters many new
         # ones makes the directories first, and is not told each time that they are missing.
         self.directories_are_missing = False
+        # Set once whoever found one missing has made it, or failed to.
+        self.finding_out: asyncio.Event | None = None
         ttls = GrantedTtls("ZooKeeper", context)
         self.sessions: SessionPool[ZooKeeperSession] = SessionPool(
             lambda ttl: asyncio.ensure_future(

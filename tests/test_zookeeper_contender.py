@@ -38,7 +38,7 @@ def client(zookeeper: ZooKeeperClient) -> Iterator[KazooClient]:
 
 class TestTheEntry:
     @on_a_loop
-    async def test_after_a_new_election_the_next_directory_is_made_first(
+    async def test_after_a_new_election_the_next_directory_is_made_with_the_entry(
         self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
     ) -> None:
         async with opened(zookeeper) as backend:
@@ -53,14 +53,80 @@ class TestTheEntry:
                 return await request(ask, *expected, **more)
 
             connection.request = counted
-            await win(new)
-            # The directory, the entry, the watch on it, and the look who is before it.
-            assert len(asked) == 4
+            claim, _ = await win(new)
+            # Both in one, and the watch on the entry: nobody can be before it.
+            assert len(asked) == 2
+            directory, node = await asyncio.to_thread(client.get, f"/{key}/1")
+            assert directory is None, "a key with an empty value"
+            assert node.numChildren == 1
+            _, stat = await asyncio.to_thread(client.get, f"/{key}/1/{new._name}")
+            assert (claim.token, stat.ephemeralOwner) == (stat.czxid, new._session.id)
             await asyncio.to_thread(client.create, f"/{key}/2")
             await win(known)
             assert not known._election.directories_are_missing
             connection.request = request
             for each in (first, new, known):
+                await each.leave()
+                await each.close()
+
+    @on_a_loop
+    async def test_an_entry_that_was_made_with_its_directory_is_found_where_the_answer_was_lost(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            first, part = contender(backend, f"{key}/first"), contender(backend, f"{key}/a")
+            await win(first)
+            connection = first._session.connection
+            request = connection.request
+            lost: list[Any] = []
+
+            async def lose_the_first(ask: Any, *expected: Any, **more: Any) -> Any:
+                answer = await request(ask, *expected, **more)
+                if not more.get("urgent") and not lost:
+                    lost.append(answer)
+                    raise StoreUnavailable("the answer never came")
+                return answer
+
+            connection.request = lose_the_first
+            with pytest.raises(StoreUnavailable):
+                await win(part)
+            claim, _ = await win(part)
+            ((_, made),) = lost
+            assert part._name == made.rpartition("/")[2]
+            assert entries(client, f"{key}/a") == [part._name]
+            _, stat = await asyncio.to_thread(client.get, made)
+            assert claim.token == stat.czxid
+            for each in (first, part):
+                await each.leave()
+                await each.close()
+
+    @on_a_loop
+    async def test_no_term_has_a_token_that_is_not_known_yet(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            first, part = contender(backend, f"{key}/first"), contender(backend, f"{key}/a")
+            await win(first)
+            connection = first._session.connection
+            request, asked = connection.request, []
+
+            async def fail_the_second(ask: Any, *expected: Any, **more: Any) -> Any:
+                answer = await request(ask, *expected, **more)
+                if not more.get("urgent"):
+                    asked.append(ask)
+                    if len(asked) == 2:
+                        raise StoreUnavailable("the answer never came")
+                return answer
+
+            connection.request = fail_the_second
+            with pytest.raises(StoreUnavailable):
+                await win(part)
+            # The watch that was set is guarded anew just now, and has not been answered.
+            part._guarded = True
+            claim, _ = await win(part)
+            _, stat = await asyncio.to_thread(client.get, f"/{key}/a/{part._name}")
+            assert claim.token == stat.czxid
+            for each in (first, part):
                 await each.leave()
                 await each.close()
 

@@ -11,6 +11,7 @@ from leadership.backends._zookeeper_observation import leaders
 
 from .loops import on_a_loop
 from .servers.zookeeper import ZooKeeperClient
+from .waiting import async_wait_until
 from .zookeeper_elections import contender, opened, win
 
 
@@ -38,6 +39,10 @@ async def test_a_new_value_and_a_new_leader_are_asked_for_in_one_round_trip(
     async with opened(zookeeper) as backend, opened(zookeeper) as other:
         first, second = contender(other, key), contender(other, key)
         await win(first)
+        looked: list[None] = []
+        second.on_answer = lambda: looked.append(None)
+        following = asyncio.ensure_future(win(second))
+        await async_wait_until(lambda: looked, what="its place")
         path = backend._path(key)
         async with backend._watching() as connection:
             request = connection.request
@@ -51,7 +56,6 @@ async def test_a_new_value_and_a_new_leader_are_asked_for_in_one_round_trip(
                 assert changed is not None
                 assert (changed.value, changed.token) == (b"new", seen.token)
                 connection.request = TwoAtATime(connection).request  # type: ignore[method-assign]
-                following = asyncio.ensure_future(win(second))
                 await first.leave()
                 async with asyncio.timeout(10):
                     changed = await anext(told)
