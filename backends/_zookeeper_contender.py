@@ -156,9 +156,7 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
             # Decided when it goes out, by what the others have found meanwhile.
             if election.directories_are_missing and not apart:
                 return self._ask_with_directory(client, path)
-            return client.create_async(
-                path, self._value, ephemeral=True, sequence=True, include_data=True
-            )
+            return client.create_async(path, self._value, ephemeral=True, sequence=True)
 
         while True:
             try:
@@ -202,16 +200,13 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
 
     def _is_made(self, made: Any) -> bool:
         """Whether our entry was, by one request or the other."""
+        name = made
         if isinstance(made, list):
             *_, name = made
             if not isinstance(name, str):
                 return False
-            # In a directory that was not there before nobody is before us. The token
-            # comes with the watch.
+            # In a directory that was not there before nobody is before us.
             self._made_alone = True
-        else:
-            name, stat = made
-            self._token = stat.czxid
         self._name = name.rpartition("/")[2]
         self._just_made = True
         return True
@@ -236,7 +231,7 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
                 stat = await connection.request(stat_of(path), repeatable=True)
                 # A node of an older session goes with that, whatever its name is.
                 if stat is not None and stat.ephemeralOwner == session.id:
-                    self._name, self._token = child, stat.czxid
+                    self._name = child
                     return
 
     async def _look(self, connection: Connection) -> str | None:
@@ -289,11 +284,11 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
     # --- what the watches tell ---
 
     async def _guard(self, session: ZooKeeperSession) -> None:
-        """Watch our entry, and see whether it is still there."""
+        """Watch our entry, and see whether it is still there, and what its token is."""
         name, connection = self._name, session.connection
         path = f"{self._directory}/{name}"
         self._unguard()
-        self._unguard = connection.watches.subscribe(path, lambda: self._own_changed(session))
+        self._unguard = connection.watches.subscribe(path, self._own_changed)
         # From here on, for the watch may fire before we go on after the answer.
         self._guarded = True
         try:
@@ -309,13 +304,12 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
         if stat is None:
             self.entry_gone(DELETED)
         else:
-            # A transaction does not tell it.
             self._token = stat.czxid
 
-    def _own_changed(self, session: ZooKeeperSession) -> None:
+    def _own_changed(self) -> None:
         self._guarded = False
-        if self._name and self._told is None:
-            self._election.spawn(self._guard_anew(session, self._name))
+        if self._session is not None and self._name and self._told is None:
+            self._election.spawn(self._guard_anew(self._session, self._name))
 
     async def _guard_anew(self, session: ZooKeeperSession, name: str) -> None:
         while name == self._name and self._told is None and not self._guarded:

@@ -15,10 +15,12 @@ import select
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from kazoo.handlers.threading import SequentialThreadingHandler
+from kazoo.handlers.utils import AsyncResult
 
 from ..clock import Clock
 
@@ -45,6 +47,32 @@ class _AtOnce(queue.Queue[Any]):
             item()
         except Exception:
             _logger.exception("an answer of ZooKeeper could not be handed over")
+
+
+class _Condition:
+    """A condition that is made in full for who waits on it: kazoo has one for each request."""
+
+    __slots__ = ("_full", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._full: threading.Condition | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *outcome: object) -> None:
+        self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """With the lock held, as `notify_all`."""
+        if self._full is None:
+            self._full = threading.Condition(self._lock)
+        return self._full.wait(timeout)
+
+    def notify_all(self) -> None:
+        if self._full is not None:
+            self._full.notify_all()
 
 
 class Wire:
@@ -123,6 +151,9 @@ class Handler(SequentialThreadingHandler):  # type: ignore[misc]
                 func(*args, **kwargs)
 
         return super().spawn(run)
+
+    def async_result(self) -> AsyncResult:
+        return AsyncResult(self, _Condition, self.timeout_exception)
 
     def create_connection(
         self,

@@ -7,9 +7,30 @@ So a watch is a hint only: who is told reads again, with the next watch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 Told = Callable[[], None]
+
+
+class _Subscription:
+    """One who wants to know of a path; called to take it back."""
+
+    __slots__ = ("_all", "_path", "told")
+
+    def __init__(self, all_told: _Subscriptions, path: str, told: Told) -> None:
+        self._all = all_told
+        self._path = path
+        self.told = told
+
+    def __call__(self) -> None:
+        subscribers = self._all.get(self._path)
+        if subscribers is not None:
+            subscribers.pop(self, None)
+            if not subscribers:
+                del self._all[self._path]
+
+
+_Subscriptions: TypeAlias = dict[str, dict[_Subscription, None]]
 
 
 class Watches:
@@ -25,7 +46,7 @@ class Watches:
 
     def __init__(self, post: Callable[..., None]) -> None:
         self._post = post
-        self._told: dict[str, dict[object, Told]] = {}
+        self._told: _Subscriptions = {}
 
     def subscribe(self, path: str, told: Told) -> Callable[[], None]:
         """Have `told` called once, at the path's next event or the connection's end.
@@ -34,17 +55,9 @@ class Watches:
 
         Returns a function that takes the subscription back.
         """
-        token = object()
-        self._told.setdefault(path, {})[token] = told
-
-        def cancel() -> None:
-            subscribers = self._told.get(path)
-            if subscribers is not None:
-                subscribers.pop(token, None)
-                if not subscribers:
-                    del self._told[path]
-
-        return cancel
+        subscription = _Subscription(self._told, path, told)
+        self._told.setdefault(path, {})[subscription] = None
+        return subscription
 
     def fired(self, event: Any) -> None:
         """What kazoo calls, on its own thread."""
@@ -57,5 +70,5 @@ class Watches:
             self._tell(path)
 
     def _tell(self, path: str) -> None:
-        for told in self._told.pop(path, {}).values():
-            told()
+        for subscription in self._told.pop(path, {}):
+            subscription.told()

@@ -16,7 +16,6 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from .errors import LeadershipError, NotLeader, StoreUnavailable
@@ -33,6 +32,7 @@ from .events import (
 from .guarding import Guarding
 from .inside import Caller
 from .lease import LAPSED, Claim
+from .loss import Loss
 from .retry import DEFAULT_RETRY, Retry, riding_out
 from .small_event import SmallEvent
 from .term import TermBase
@@ -446,17 +446,10 @@ class Candidacy:
 
     async def _win(self, contender: Contender) -> TermBase | None:
         """Campaign until a term has begun; None if it was over before it could be told."""
-        early: list[str] = []
-        begun: list[TermBase] = []
-
-        def lost(reason: str) -> None:
-            if begun:
-                self._end_term(begun[0], reason)
-            else:
-                early.append(reason)
+        loss = Loss(self._end_term)
 
         async def attempt() -> Claim:
-            claim = await contender.campaign(lost)
+            claim = await contender.campaign(loss)
             if claim.valid_until - self._clock.now() <= self.wish.grace:
                 raise StoreUnavailable(
                     f"{self.wish.key!r} was won, but its lease is not fresh enough to lead on"
@@ -464,22 +457,19 @@ class Candidacy:
             return claim
 
         claim = await self._ride_out(attempt)
-        if early:
+        if loss.early is not None:
             await self._let_go(contender)
             self._wanted.set()
             return None
         value = self.value.decode(errors="replace")
         term = self._make_term(self, self.wish.key, self.wish.id, value, claim)
-        begun.append(term)
-        self.term = term
+        self.term = loss.term = term
         self._guarding.begin(contender)
         self._successor = None
         self._core.emit(
             Elected(self.wish.key, self._clock.now(), self.wish.id, term.token, term.valid_until)
         )
-        self._unwatch = claim.lease.watch(
-            claim.generation, self.wish.grace, partial(self._end_term, term)
-        )
+        self._unwatch = claim.lease.watch(claim.generation, self.wish.grace, loss)
         if self.wish.watchdog is not None:
             self._watch_work(term, self.wish.watchdog)
         return term

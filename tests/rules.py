@@ -181,8 +181,8 @@ RULES: Sequence[Rule] = (
         2,
         "ZooKeeper: the token is the version of the node",
         "backends/_zookeeper_contender.py",
-        'self._name, self._token = made.rpartition("/")[2], stat.czxid',
-        'self._name, self._token = made.rpartition("/")[2], stat.version + 1',
+        "self._token = stat.czxid",
+        "self._token = stat.version + 1",
         "test_zookeeper_election.py::TestTwoProcesses::"
         "test_after_resign_the_other_leads_at_once_and_the_token_rises",
     ),
@@ -215,9 +215,9 @@ RULES: Sequence[Rule] = (
     Rule(
         3,
         "an end that the store tells is told at the deadline",
-        "leadership/election.py",
-        "            if begun:\n                self._end_term(begun[0], reason)\n",
-        "            if begun:\n                pass\n",
+        "leadership/loss.py",
+        "            self._end(self.term, reason)\n",
+        "            pass\n",
         "test_etcd_election.py::TestOperators::test_the_leaders_lease_is_revoked",
     ),
     Rule(
@@ -349,8 +349,8 @@ RULES: Sequence[Rule] = (
         4,
         "ZooKeeper: a node that was deleted is not told",
         "backends/_zookeeper_contender.py",
-        "        if self._name and self._told is None:\n            self._election.spawn",
-        "        if False:\n            self._election.spawn",
+        "        if self._session is not None and self._name and self._told is None:\n",
+        "        if False:\n",
         "test_zookeeper_election.py::TestOperators::"
         "test_a_deleted_entry_is_told_and_a_new_one_leads_on_the_same_session",
     ),

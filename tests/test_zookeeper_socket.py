@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from kazoo.handlers.threading import KazooTimeoutError
 
 from leadership.backends._zookeeper_socket import Handler, Wire
 from leadership.clock import ManualClock
@@ -60,3 +63,25 @@ def test_a_server_is_heard_when_its_bytes_come_and_not_when_kazoo_takes_them(
     clock.advance(5)
     wire.recv(6)
     assert handler.heard_at == came
+
+
+def test_who_waits_for_an_answer_of_kazoos_is_woken_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = Handler(ManualClock(), None, 1.0).async_result()
+    waits = threading.Event()
+    wait = threading.Condition.wait
+
+    def tell_and_wait(condition: threading.Condition, timeout: float | None = None) -> bool:
+        waits.set()
+        return wait(condition, timeout)
+
+    with ThreadPoolExecutor() as pool:
+        monkeypatch.setattr(threading.Condition, "wait", tell_and_wait)
+        told = pool.submit(answer.get, timeout=20)
+        # It has the lock until it sleeps, so that this comes after that.
+        assert waits.wait(20)
+        answer.set("said")
+        assert told.result(20) == "said"
+    with pytest.raises(KazooTimeoutError):
+        Handler(ManualClock(), None, 1.0).async_result().get(timeout=0.01)
