@@ -1,4 +1,4 @@
-"""Who waits on etcd while the store goes away: told with `retry=None`, else it keeps its place."""
+"""Who waits on etcd: what is an outage, and how it goes on after one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from leadership import Candidate, Retry, Store, new_store
+from leadership import Candidate, new_store
 from leadership.errors import StoreUnavailable
-from leadership.events import Event, LeaseRenewed, StoreTrouble
+from leadership.events import Event, StoreTrouble
 
 from .conftest import MakeEtcd
 from .etcd_elections import CLOCK, contender, entries, opened, told, win
@@ -27,80 +27,11 @@ def relay(etcd: EtcdClient) -> Iterator[FaultProxy]:
         yield proxy
 
 
-@pytest.fixture
-def cut(relay: FaultProxy, events: list[Event]) -> Iterator[Store]:
-    address = f"etcd://{relay.endpoint}"
-    with new_store(address, hooks=[events.append], request_timeout=1) as opened:
-        yield opened
-        relay.set("pass")
-
-
 def troubles(events: list[Event], key: str) -> list[StoreTrouble]:
     return [each for each in told(events, StoreTrouble) if each.key == key]
 
 
 class TestWithoutARetry:
-    # With the long ttl no renewal finds out before the watch does.
-    @pytest.mark.parametrize(("mode", "ttl"), [("reset", 120), ("stall", 6), ("down", 6)])
-    def test_the_first_outage_is_raised_out_of_the_wait(
-        self,
-        etcd: EtcdClient,
-        store: Store,
-        cut: Store,
-        relay: FaultProxy,
-        key: str,
-        mode: str,
-        ttl: float,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        leader = Candidate(store, key, "a", ttl=30)
-        leader.campaign(timeout=10)
-        candidate = Candidate(cut, key, "b", ttl=ttl, retry=None)
-        standings = candidate.run_for_election()
-        assert next(standings) is False
-        waiting = pool.submit(next, standings)
-        wait_until(lambda: len(entries(etcd, key)) == 2, 10, "the second entry")
-        relay.set(mode)
-        with pytest.raises(StoreUnavailable):
-            waiting.result(20)
-        relay.set("pass")
-        wait_until(lambda: len(entries(etcd, key)) == 1, 20, "the end of its entry")
-        # And it may run again.
-        again = pool.submit(candidate.campaign)
-        wait_until(lambda: len(entries(etcd, key)) == 2, 10, "its new entry")
-        leader.stop()
-        assert again.result(20).is_valid()
-        candidate.stop()
-
-    @pytest.mark.parametrize("mode", ["reset", "stall"])
-    def test_the_loss_of_one_endpoint_of_two_is_no_outage(
-        self,
-        etcd: EtcdClient,
-        store: Store,
-        relay: FaultProxy,
-        key: str,
-        mode: str,
-        pool: ThreadPoolExecutor,
-        events: list[Event],
-    ) -> None:
-        leader = Candidate(store, key, "a", ttl=30)
-        leader.campaign(timeout=10)
-        address = f"etcd://{relay.endpoint},{etcd.endpoint}"
-        with new_store(address, hooks=[events.append], request_timeout=1) as both:
-            waiting = pool.submit(Candidate(both, key, "b", ttl=3, retry=None).campaign)
-            wait_until(lambda: len(entries(etcd, key)) == 2, 10, "the second entry")
-            relay.set(mode)
-            cut_at = CLOCK.now()
-
-            def renewed() -> bool:
-                """By the other way: so often that the watch had its time to come after."""
-                return len([each for each in told(events, LeaseRenewed) if each.at > cut_at]) > 3
-
-            wait_until(renewed, 20, "renewals by the second endpoint")
-            leader.stop()
-            assert waiting.result(20).is_valid()
-            assert not troubles(events, key)
-
     def test_a_token_that_grew_old_is_no_outage(
         self, make_etcd: MakeEtcd, key: str, pool: ThreadPoolExecutor
     ) -> None:
@@ -123,37 +54,6 @@ class TestWithoutARetry:
 
 
 class TestWithARetry:
-    def test_it_tells_the_outage_and_keeps_its_place(
-        self,
-        etcd: EtcdClient,
-        store: Store,
-        cut: Store,
-        relay: FaultProxy,
-        key: str,
-        pool: ThreadPoolExecutor,
-        events: list[Event],
-    ) -> None:
-        leader = Candidate(store, key, "a", ttl=30)
-        leader.campaign(timeout=10)
-        second = Candidate(cut, key, "b", ttl=30, retry=Retry(0.05, 0.5))
-        waiting = pool.submit(second.campaign)
-        wait_until(lambda: len(entries(etcd, key)) == 2, 10, "the second entry")
-        places = entries(etcd, key)
-        third = Candidate(store, key, "c", ttl=30)
-        behind = pool.submit(third.campaign)
-        wait_until(lambda: len(entries(etcd, key)) == 3, 10, "the third entry")
-        relay.set("reset")
-        wait_until(lambda: len(troubles(events, key)) >= 3, 20, "its own trouble")
-        relay.set("pass")
-        wait_until(lambda: CLOCK.now() > troubles(events, key)[-1].at, 5)
-        leader.stop()
-        assert waiting.result(20).is_valid()
-        assert not behind.done()
-        assert set(places) & set(entries(etcd, key)), "another entry than before"
-        second.stop()
-        behind.result(20)
-        third.stop()
-
     def test_an_outage_in_which_the_leader_goes_is_ridden_out(
         self, etcd_server: EtcdServer, key: str, pool: ThreadPoolExecutor, events: list[Event]
     ) -> None:

@@ -69,62 +69,35 @@ class TestTheEntry:
                 await each.leave()
                 await each.close()
 
+    @pytest.mark.parametrize("number", [1, 2], ids=["of the entry", "of the token"])
     @on_a_loop
-    async def test_an_entry_that_was_made_with_its_directory_is_found_where_the_answer_was_lost(
-        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    async def test_after_a_lost_answer_the_entry_that_was_made_with_its_directory_is_found(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str, number: int
     ) -> None:
         async with opened(zookeeper) as backend:
             first, part = contender(backend, f"{key}/first"), contender(backend, f"{key}/a")
             await win(first)
             connection = first._session.connection
-            request = connection.request
-            lost: list[Any] = []
+            request, answers = connection.request, []
 
-            async def lose_the_first(ask: Any, *expected: Any, **more: Any) -> Any:
-                answer = await request(ask, *expected, **more)
-                if not more.get("urgent") and not lost:
-                    lost.append(answer)
-                    raise StoreUnavailable("the answer never came")
-                return answer
-
-            connection.request = lose_the_first
-            with pytest.raises(StoreUnavailable):
-                await win(part)
-            claim, _ = await win(part)
-            ((_, made),) = lost
-            assert part._name == made.rpartition("/")[2]
-            assert entries(client, f"{key}/a") == [part._name]
-            _, stat = await asyncio.to_thread(client.get, made)
-            assert claim.token == stat.czxid
-            for each in (first, part):
-                await each.leave()
-                await each.close()
-
-    @on_a_loop
-    async def test_no_term_has_a_token_that_is_not_known_yet(
-        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
-    ) -> None:
-        async with opened(zookeeper) as backend:
-            first, part = contender(backend, f"{key}/first"), contender(backend, f"{key}/a")
-            await win(first)
-            connection = first._session.connection
-            request, asked = connection.request, []
-
-            async def fail_the_second(ask: Any, *expected: Any, **more: Any) -> Any:
+            async def lose_one(ask: Any, *expected: Any, **more: Any) -> Any:
                 answer = await request(ask, *expected, **more)
                 if not more.get("urgent"):
-                    asked.append(ask)
-                    if len(asked) == 2:
+                    answers.append(answer)
+                    if len(answers) == number:
                         raise StoreUnavailable("the answer never came")
                 return answer
 
-            connection.request = fail_the_second
+            connection.request = lose_one
             with pytest.raises(StoreUnavailable):
                 await win(part)
-            # The watch that was set is guarded anew just now, and has not been answered.
-            part._guarded = True
+            # As if its watch was being set anew just now, and not answered yet.
+            part._guarded = number == 2
             claim, _ = await win(part)
-            _, stat = await asyncio.to_thread(client.get, f"/{key}/a/{part._name}")
+            made = answers[0][-1]
+            assert await asyncio.to_thread(entries, client, f"{key}/a") == [part._name]
+            assert part._name == made.rpartition("/")[2]
+            _, stat = await asyncio.to_thread(client.get, made)
             assert claim.token == stat.czxid
             for each in (first, part):
                 await each.leave()

@@ -39,6 +39,8 @@ class Ground(Started, ABC):
         server_clock: the servers' time of day, where it can be stepped.
         has_tokens: each candidate has a token of its own, which an operator may delete.
         has_changes: of the members, where the candidates are.
+        forgets: those members keep nothing. Where all restart at once the wall clock gives their
+            tokens the floor, so that none may be stepped.
     """
 
     backend: str
@@ -52,6 +54,7 @@ class Ground(Started, ABC):
     server_clock: WallClock | None = None
     has_tokens = False
     has_changes = False
+    forgets = False
 
     @property
     def bound(self) -> float:

@@ -108,7 +108,7 @@ def _on_processes() -> Iterator[Kind]:
         "its time of day goes an hour ahead, and a day back",
         on_processes.stepped,
         CLOCK,
-        lambda ground: can_be_stepped(),
+        lambda ground: can_be_stepped() and not ground.forgets,
     )
     # Where the candidates are the store.
     yield Kind(

@@ -54,6 +54,7 @@ class PeersGround(Ground):
         self._folders = [next(self._serial) for _ in range(SLOTS)]
         # Of members that may forget, none is ever changed.
         self.has_changes = states is not None
+        self.forgets = states is None
         self.members: list[str] = []
 
     def url(self, slot: int) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from .__main__ import main
 from .ground import Ground
 from .kinds import KINDS
 from .lines import Request
-from .members import PeersGround
+from .members import PeersGround, ScatteredPeersGround
 from .served import ConsulGround, EtcdGround, ZooKeeperGround
 
 
@@ -40,3 +42,9 @@ def test_a_fault_of_one_candidate_leaves_the_store_alone() -> None:
     assert by_name["two members cut from each other"].concerns_one
     for name in ("members killed", "server killed", "entry removed", "servers cut from each other"):
         assert not by_name[name].concerns_one
+
+
+def test_no_wall_clock_is_stepped_where_all_members_may_forget_at_once(tmp_path: Path) -> None:
+    (stepped,) = (kind for kind in KINDS if kind.name == "wall clock stepped")
+    assert stepped.possible(ScatteredPeersGround(tmp_path))
+    assert not stepped.possible(ScatteredPeersGround(None))
