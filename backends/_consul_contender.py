@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..backend import Contender, ReleasePlan
 from ..errors import AccessDenied, NotLeader, SessionLost, StoreError, StoreUnavailable
@@ -359,7 +359,14 @@ class ConsulContender(Contender):
 
     async def leave(self) -> None:
         self._lost = None
-        await self._stop_tasks()
+        # Nothing is to delay the release: what watched the key ends beside it.
+        stopped = self._stop_tasks()
+        try:
+            await self._leave()
+        finally:
+            await stopped
+
+    async def _leave(self) -> None:
         session = self._session
         if session is None or not (self._held or self._place or self._unsure or self._leaving):
             self._forget()
@@ -446,11 +453,12 @@ class ConsulContender(Contender):
             self._election.sweep(session, self.key, places_of(self.key) + session.id)
         await self._election.sessions.give_back(self._slot, self.key)
 
-    async def _stop_tasks(self) -> None:
+    def _stop_tasks(self) -> asyncio.Future[Any]:
+        """To be awaited: done when they have ended."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        return asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _what_became(entry: ConsulEntry | None) -> str:

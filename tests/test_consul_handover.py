@@ -62,6 +62,30 @@ class TestHandingOver:
             assert tokens == sorted(set(tokens))
             leader.stop()
 
+    def test_nothing_delays_the_release(self, consul: ConsulClient, key: str) -> None:
+        async def scenario() -> None:
+            released = asyncio.Event()
+
+            async def ends_late() -> None:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    await released.wait()
+
+            async with opened(consul.endpoint) as backend:
+                part = contender(backend, key)
+                await win(part)
+                part._tasks.append(asyncio.ensure_future(ends_late()))
+                await asyncio.sleep(0)
+                leaving = asyncio.ensure_future(part.leave())
+                await async_wait_until(lambda: not consul.keys(key), 10, "the release")
+                assert not leaving.done(), "it left something running"
+                released.set()
+                await leaving
+                await part.close()
+
+        asyncio.run(scenario())
+
     def until_witnessed(self, candidate: Candidate, count: int = 0) -> None:
         assert candidate._candidacy is not None
         part: Any = candidate._candidacy._contender
