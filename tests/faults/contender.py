@@ -87,7 +87,7 @@ class Contender:
         self.leading = False
         self.away = 0.0
         self._led: int | None = None
-        self._blocked = False
+        self._blocked_since: float | None = None
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.never = threading.Event()
 
@@ -157,11 +157,10 @@ class Contender:
                 sys.exit()
 
     def _block(self, seconds: float) -> None:
-        began = _CLOCK.now()
-        self._blocked = True
+        self._blocked_since = _CLOCK.now()
         self.never.wait(seconds)
-        self._blocked = False
-        self.record.write(Blocked(_CLOCK.now(), self.name, began))
+        self.record.write(Blocked(_CLOCK.now(), self.name, self._blocked_since))
+        self._blocked_since = None
 
     def _seize(self, term: TermBase, seconds: float) -> None:
         """Hold the interpreter, and ask before any other thread has had it again."""
@@ -203,8 +202,12 @@ class Contender:
             stalled = now - before > _STALL
             term = self.candidate().term
             # Another thread of the user's may ask while one stands still.
-            if ((stalled and self.leading) or self._blocked) and term is not None:
+            blocked_since = self._blocked_since
+            if ((stalled and self.leading) or blocked_since is not None) and term is not None:
                 self._reads_true(term)
+            if blocked_since is not None:
+                # Or nobody would know, where it is killed before it goes on.
+                self.record.write(Blocked(_CLOCK.now(), self.name, blocked_since))
             if stalled:
                 self.record.write(Stalled(now, self.name, before))
             before = now

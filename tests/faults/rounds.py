@@ -99,12 +99,17 @@ def play(
     folder = Path(tempfile.mkdtemp(prefix=f"round-{plan.backend}-"))
     try:
         with ground(plan.backend, plan.clustered, folder, chance) as here:
-            scene = Scene(here, folder, chance, plan.seed, over or threading.Event())
-            with scene.running():
-                scene.open()
-                _Course(scene, plan, progress).run()
-                scene.calm_down()
-                scene.close()
+            try:
+                scene = Scene(here, folder, chance, plan.seed, over or threading.Event())
+                with scene.running():
+                    scene.open()
+                    _Course(scene, plan, progress).run()
+                    scene.calm_down()
+                    scene.close()
+            finally:
+                # A store may end what it should keep, and only its own word tells why.
+                for number, server in enumerate(here.servers):
+                    shutil.copy(server.log, folder / f"server-{number}.log")
     finally:
         # Also of a round that broke off: there it is wanted most.
         history.write(file, history.merged(sorted(folder.glob("*.jsonl"))))
