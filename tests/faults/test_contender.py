@@ -58,5 +58,7 @@ def test_it_is_known_of_code_that_stands_still_also_where_it_never_goes_on(
     with ThreadPoolExecutor() as pool:
         pool.submit(contender._block, 60)
         pool.submit(contender._beat)
-        wait_until(is_known, 20, "a record of it")
-        contender.never.set()
+        try:
+            wait_until(is_known, 20, "a record of it")
+        finally:
+            contender.never.set()
