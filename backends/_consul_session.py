@@ -110,7 +110,7 @@ class ConsulSession(RenewedSession):
         self.id = session
         self._asked = ttl
         self._ttls = ttls
-        # Until when no server can have begun to end the session.
+        # A renewal that is answered after this does not count: another session is made.
         self._kept_until = math.inf
         self.holders: set[Holder] = set()
         # What undoes the writes of unknown outcome of contenders that left, by key.
@@ -203,7 +203,8 @@ class ConsulSession(RenewedSession):
         granted = await renew_session(self._agents, self.id, limit)
         if self._clock.now() > self._kept_until:
             # A server that decided to end it, and found no majority for that, tries again 10 s
-            # later and more, whatever was renewed since.
+            # later and more, whatever was renewed since. And one that stopped leading in the
+            # middle of a renewal may yet come to decide so. Whoever led on it has lost already.
             await destroy_session(self._agents, self.id, limit)
             raise SessionLost("it was not renewed for so long that a server may yet end it")
         self._confirm(sent_at, granted)
@@ -216,7 +217,7 @@ class ConsulSession(RenewedSession):
             await self._renew_waiting(self._waiting, limit)
 
     def _confirm(self, sent_at: float, seconds: float) -> None:
-        self._kept_until = sent_at + 2 * seconds * (1 - self._context.max_clock_drift)
+        self._kept_until = sent_at + seconds
         self.lease.confirm(sent_at, seconds)
 
     async def _renew_waiting(self, waiting: str, limit: float) -> None:

@@ -1,4 +1,4 @@
-"""Sessions on Consul whose renewals stayed away for longer than the server waits for them."""
+"""Sessions on Consul whose renewals stayed away for longer than their ttl."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ TTL = 1.0
 def test_a_session_that_a_server_may_be_about_to_end_is_not_led_on_again(
     consul_server: ConsulServer, key: str, pool: ThreadPoolExecutor
 ) -> None:
-    """A server that could not commit a session's end tries again 10 s later, renewed or not."""
+    """A server that could not commit a session's end tries again 10 s later, renewed or not.
+
+    One that stops leading while it renews wants to end it twice the ttl after that, though
+    another renews it since: nothing tells this but that renewals stayed away for a while.
+    """
     led: list[int] = []
 
     def contend(candidate: Candidate) -> None:
@@ -47,7 +51,7 @@ def test_a_session_that_a_server_may_be_about_to_end_is_not_led_on_again(
 
         def cut_for_long() -> bool:
             renew()
-            return store.core.context.clock.now() - since > 3 * TTL
+            return store.core.context.clock.now() - since > 1.3 * TTL
 
         def led_again() -> bool:
             renew()
@@ -55,7 +59,7 @@ def test_a_session_that_a_server_may_be_about_to_end_is_not_led_on_again(
 
         since = store.core.context.clock.now()
         proxy.set(Mode.STALL)
-        wait_until(cut_for_long, 10, "more than twice the ttl")
+        wait_until(cut_for_long, 10, "more than the ttl")
         assert session in consul_server.sessions()
         proxy.set(Mode.PASS)
         wait_until(led_again, 20, "the next term")
