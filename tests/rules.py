@@ -428,6 +428,14 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         5,
+        "Consul: a session that lapsed is led on again once it is renewed",
+        "backends/_consul_session.py",
+        "        if self._clock.now() > self._kept_until:\n",
+        "        if False:\n",
+        "test_consul_lapses.py::test_a_session_that_a_server_may_be_about_to_end_is_not_led_on_again",
+    ),
+    Rule(
+        5,
         "ZooKeeper: any node with our name is ours, whatever its session",
         "backends/_zookeeper_contender.py",
         "if stat is not None and stat.ephemeralOwner == session.id:",
