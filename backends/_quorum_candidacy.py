@@ -112,7 +112,11 @@ class Candidacy:
         self._combined = False
         self._give_up_at = math.inf
         self._attempt_at = -math.inf
+        # After a failure others get their turn until then, whatever they give back meanwhile.
+        self._rests_until = -math.inf
         self._failures = 0
+        # Votes in a row that ran out of time; other failures are over at once, on any disk.
+        self._timed_out = 0
         self._seen_term = 0
         self._established_term = 0
         self._gave_way: dict[str, tuple[float, int]] = {}
@@ -132,7 +136,7 @@ class Candidacy:
         self._queue.append(contender)
         if len(self._queue) == 1:
             self._attempt_at = now + self._delay()
-            self._failures = 0
+            self._failures = self._timed_out = 0
 
     def has(self, uid: str) -> bool:
         """Whether this contender is queued, campaigns or leads."""
@@ -321,7 +325,7 @@ class Candidacy:
         contender = self._active()
         ttl = contender.ttl if self._combined else 0.0
         # Short at first, for lost messages; then time for disks on which a vote takes longer.
-        patience = 2 * timing.heartbeat * self._widened()
+        patience = 2 * timing.heartbeat * _doubled(self._timed_out)
         number = self._open_ballot(now, min(timing.vote_window, patience))
         for receiver in mail.receivers():
             header = mail.header(receiver, number)
@@ -382,7 +386,7 @@ class Candidacy:
             return
         self.phase = Phase.LEADING
         self._ballot = None
-        self._failures = 0
+        self._failures = self._timed_out = 0
         self._gave_way.clear()
         self._commons.holdings.add(self._entry(contender), valid_until, now)
         self._commons.mail.emit(Elected(self.key, contender.uid, self.term, valid_until))
@@ -396,10 +400,14 @@ class Candidacy:
             hope = ballot.earliest_hope(self._commons.mail.quorum)
             earliest = self._commons.timing.outlasting(hope)
             self._look_for_established(ballot)
+            if self.phase is Phase.VOTING and now >= ballot.deadline:
+                self._timed_out += 1
         self._abandon(now, told=False)
-        widened = self._widened() if asked else 1
+        widened = _doubled(self._failures) if asked else 1
         self._failures += 1
-        self._attempt_at = now + earliest + self._delay() * widened
+        rest = self._delay(widened)
+        self._rests_until = now + rest
+        self._attempt_at = now + earliest + rest
 
     def _abandon(self, now: float, *, told: bool) -> None:
         """Stop campaigning; take back what may have been promised."""
@@ -465,10 +473,12 @@ class Candidacy:
     def promise_returned(self, now: float) -> None:
         """Another node may be free of a promise that this one waits for the end of."""
         if self.phase is Phase.WAITING:
-            self._attempt_at = min(self._attempt_at, now + self._delay())
+            soon = max(now + self._delay(), self._rests_until)
+            self._attempt_at = min(self._attempt_at, soon)
 
     def another_leads(self, term: int) -> None:
-        """Those who gave way have let another lead."""
+        """Those who gave way have let another lead, and votes are answered again."""
+        self._timed_out = 0
         for uid in [uid for uid, (_, before) in self._gave_way.items() if before < term]:
             del self._gave_way[uid]
         for contender in self._queue:
@@ -495,13 +505,10 @@ class Candidacy:
     def _drop(self, uid: str) -> None:
         self._queue = deque(contender for contender in self._queue if contender.uid != uid)
 
-    def _delay(self) -> float:
+    def _delay(self, widened: int = 1) -> float:
         rank = self._queue[0].rank if self._queue else 0
         backoff = self._commons.timing.backoff
-        return self._commons.random.uniform(0, backoff) + rank * backoff
-
-    def _widened(self) -> int:
-        return 1 << min(self._failures, _DOUBLINGS)
+        return self._commons.random.uniform(0, widened * backoff) + rank * backoff
 
     def _open_ballot(self, now: float, patience: float) -> int:
         mail = self._commons.mail
@@ -580,6 +587,10 @@ class Candidacy:
         for receiver in mail.receivers():
             header = mail.header(receiver, number)
             mail.send(Announcement(header, self._entry(contender)))
+
+
+def _doubled(failures: int) -> int:
+    return 1 << min(failures, _DOUBLINGS)
 
 
 def owner_of(answerable: PreVote | Vote | Lease) -> Owner:
