@@ -16,6 +16,7 @@ from collections.abc import Callable
 from ._quorum_effects import Proposal
 from ._quorum_mail import Mail
 from ._quorum_messages import (
+    Answer,
     MembersAccept,
     MembersAccepted,
     MembersPrepare,
@@ -25,7 +26,7 @@ from ._quorum_storage import Storage
 from ._quorum_timing import Timing
 
 _DOUBLINGS = 5
-"""After so many ballots in vain the pause between two grows no further."""
+"""After so many hindered ballots the pause between two grows no further."""
 
 Choose = Callable[[tuple[str, ...], float], None]
 """Called with the member list that was chosen, and the time."""
@@ -56,7 +57,10 @@ class Decision:
         self._number = 0
         self._ballot = (0, "")
         self._highest = 0
-        self._tries = 0
+        # Whether an answer of late was a refusal, or to an earlier ballot; and in how many it was.
+        self._hindered = False
+        self._hindrances = 0
+        self._first_number = 0
         self._promises: dict[str, MembersPromise] = {}
         self._accepted: set[str] = set()
         self._value: tuple[str, ...] = ()
@@ -81,14 +85,16 @@ class Decision:
         self._promises.clear()
         self._accepted.clear()
         self._value = ()
-        self._number = self._mail.next_number()
+        self._number = self._first_number = self._mail.next_number()
         for receiver in self._mail.receivers():
             header = self._mail.header(receiver, self._number)
             self._mail.send(MembersPrepare(header, self._ballot))
         # A ballot is two writes of each member: with a pause that does not grow, none would ever
-        # end where disks are slower than it.
-        pause = self._timing.heartbeat * 2 ** min(self._tries, _DOUBLINGS)
-        self._tries += 1
+        # end where disks are slower than it. Silence is a matter of the network, and no reason.
+        if self._hindered:
+            self._hindrances += 1
+            self._hindered = False
+        pause = self._timing.heartbeat * 2 ** min(self._hindrances, _DOUBLINGS)
         self.next_at = now + pause * self._random.uniform(2, 4)
 
     # --- the acceptor ---
@@ -133,6 +139,7 @@ class Decision:
     def on_promise(self, answer: MembersPromise, now: float) -> None:
         """Count a promise; with a majority, ask to accept."""
         self._highest = max(self._highest, answer.promised[0])
+        self._note_hindrance(answer, answer.granted)
         if answer.header.number != self._number or self._value or not answer.granted:
             return
         self._promises[answer.header.sender] = answer
@@ -148,8 +155,13 @@ class Decision:
 
     def on_accepted(self, answer: MembersAccepted, now: float) -> None:
         """Count an acceptance; with a majority, the change begins."""
+        self._note_hindrance(answer, answer.granted)
         if answer.header.number != self._number or not self._value or not answer.granted:
             return
         self._accepted.add(answer.header.sender)
         if self._mail.quorum.is_quorum(self._accepted):
             self._chosen(self._value, now)
+
+    def _note_hindrance(self, answer: Answer, granted: bool) -> None:
+        if not granted or answer.header.number < self._first_number:
+            self._hindered = True

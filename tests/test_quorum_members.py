@@ -93,6 +93,17 @@ def test_two_changes_on_two_sides_of_a_cut_come_to_one_list() -> None:
     assert len({world.node(n).stage for n in world.machines}) == 1
 
 
+def test_a_change_that_a_cut_held_up_comes_about_soon_after_the_cut() -> None:
+    world = QuietWorld(3, durable=True)
+    world.start_all()
+    world.run(world.now + 2)
+    world.cuts = {pair for n in ("n1", "n2") for pair in ((n, "n0"), ("n0", n))}
+    change(world, "n0", ["n0", "n1"])
+    world.run(world.now + 15)
+    world.cuts.clear()
+    world.wait(lambda: all(world.node(n).stage.epoch == 1 for n in world.machines), limit=4)
+
+
 def test_a_change_comes_about_also_where_writing_takes_longer_than_a_ballot_waits() -> None:
     world = SlowDisks(3, durable=True)
     world.heartbeats_to_write = 5
