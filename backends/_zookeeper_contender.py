@@ -301,7 +301,8 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
             raise
         if name != self._name:
             return
-        if stat is None:
+        # Another client's node by our name has another's token, and goes with another's session.
+        if stat is None or stat.ephemeralOwner != session.id:
             self.entry_gone(DELETED)
         else:
             self._token = stat.czxid
@@ -375,7 +376,7 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
         self._unguard = lambda: None
         if self._session is not None:
             self._session.holders.discard(self)
-        self._guarded = self._just_made = self._leaving = False
+        self._guarded = self._just_made = self._made_alone = self._leaving = False
         self._name = self._attempt = ""
         self._token = 0
         self._told = None

@@ -119,6 +119,53 @@ class TestTheEntry:
             await part.close()
 
     @on_a_loop
+    async def test_who_finds_anothers_node_in_place_of_its_entry_enters_anew_behind_it(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            first, part = contender(backend, f"{key}/first"), contender(backend, f"{key}/a")
+            await win(first)
+            connection = first._session.connection
+            request, remade = connection.request, []
+
+            async def remake(ask: Any, *expected: Any, **more: Any) -> Any:
+                answer = await request(ask, *expected, **more)
+                if not more.get("urgent") and not remade:
+                    remade.append(answer[1])
+                    await asyncio.to_thread(client.delete, answer[1])
+                    await asyncio.to_thread(client.create, answer[1])
+                return answer
+
+            connection.request = remake
+            campaign = asyncio.ensure_future(win(part))
+            await async_wait_until(
+                lambda: campaign.done() or len(entries(client, f"{key}/a")) == 2, what="its place"
+            )
+            assert not campaign.done(), "it leads by a node that goes with another's session"
+            await asyncio.to_thread(client.delete, remade[0])
+            claim, _ = await campaign
+            _, stat = await asyncio.to_thread(client.get, f"/{key}/a/{part._name}")
+            assert (claim.token, stat.ephemeralOwner) == (stat.czxid, part._session.id)
+            for each in (first, part):
+                await each.leave()
+                await each.close()
+
+    @on_a_loop
+    async def test_a_leader_whose_entry_is_replaced_in_one_step_is_told(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            part = contender(backend, key)
+            _, lost = await win(part)
+            replacement = client.transaction()
+            replacement.delete(f"/{key}/{part._name}")
+            replacement.create(f"/{key}/{part._name}")
+            await asyncio.to_thread(replacement.commit)
+            await async_wait_until(lambda: lost, what="the loss")
+            await part.leave()
+            await part.close()
+
+    @on_a_loop
     async def test_a_deletion_just_after_the_guard_was_set_is_told(
         self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
     ) -> None:
