@@ -185,19 +185,22 @@ def _loss_is_heard_when_the_code_can_run(history: Sequence[AnyRecord]) -> Iterat
     heard = {(each.process, each.token): each.at for each in _of(Heard, history)}
     last_seen = _last_seen(history)
     still: list[Stalled | Blocked] = [*_of(Stalled, history), *_of(Blocked, history)]
-    standing = [(each.since, each.at, each.process) for each in still]
-    # What it was about to write it writes, and a register may be slow: its last write, no other.
-    last_writes = {(each.process, each.token): each for each in _of(Wrote, history)}
-    standing += [(each.began, each.at, each.process) for each in last_writes.values()]
-    standing.sort()
+    writes = defaultdict(list)
+    for write in _of(Wrote, history):
+        writes[write.process, write.token].append(write)
     # A term that was over before the user's code was given it is none for that.
     led = {(reign.process, reign.token) for reign in _reigns(history)}
     for told in _of(Told, history):
-        if (told.process, told.token) not in led:
+        term = (told.process, told.token)
+        if term not in led:
             continue
+        standing = [(each.since, each.at) for each in still if each.process == told.process]
+        # What it was about to write it writes, and a register may be slow: one write, no other.
+        if last_write := next((each for each in writes[term] if each.at > told.at), None):
+            standing.append((last_write.began, last_write.at))
         due = told.at
-        for since, until, process in standing:
-            if process == told.process and since <= due + PROMPTNESS:
+        for since, until in sorted(standing):
+            if since <= due + PROMPTNESS:
                 due = max(due, until)
         at = heard.get((told.process, told.token), last_seen[told.process])
         if at > due + PROMPTNESS:

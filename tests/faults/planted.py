@@ -199,6 +199,19 @@ REJECTED: dict[str, tuple[str, list[AnyRecord]]] = {
             Heard(4.5, "a", 7),
         ),
     ),
+    "the user's code goes on writing, and the last write is slow": (
+        "loss is heard when the code can run",
+        in_order(
+            a_term_of_a(),
+            Wrote(3.7, "a", 7, 3.6, accepted=False),
+            Wrote(4.5, "a", 7, 3.8, accepted=False),
+            Heard(4.6, "a", 7),
+        ),
+    ),
+    "a write of the next term is slow, and that excuses nothing": (
+        "loss is heard when the code can run",
+        in_order(a_term_of_a(), Wrote(4.5, "a", 9, 3.6, accepted=True), Heard(4.6, "a", 7)),
+    ),
     "another's code stood still, and that excuses nothing": (
         "loss is heard when the code can run",
         in_order(a_term_of_a(), Blocked(4.5, "b", since=3.0), Heard(4.6, "a", 7)),
