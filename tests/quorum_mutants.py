@@ -260,7 +260,7 @@ class NoClockFloor(Candidacy):
 
 
 class NoPause(Candidacy):
-    def _delay(self) -> float:
+    def _delay(self, widened: int = 1) -> float:
         return 0.0
 
 

@@ -126,7 +126,8 @@ class TestTheEntry:
             first, part = contender(backend, f"{key}/first"), contender(backend, f"{key}/a")
             await win(first)
             connection = first._session.connection
-            request, remade = connection.request, []
+            request = connection.request
+            remade: list[str] = []
 
             async def remake(ask: Any, *expected: Any, **more: Any) -> Any:
                 answer = await request(ask, *expected, **more)
