@@ -438,10 +438,10 @@ RULES: Sequence[Rule] = (
         5,
         "ZooKeeper: any node with our name is ours, whatever its session",
         "backends/_zookeeper_contender.py",
-        "if stat is not None and stat.ephemeralOwner == session.id:",
-        "if stat is not None:",
-        "test_zookeeper_election.py::TestLostReplies::"
-        "test_a_node_of_another_session_is_never_taken_for_ours",
+        "if stat is None or stat.ephemeralOwner != session.id:",
+        "if stat is None:",
+        "test_zookeeper_contender.py::TestTheEntry::"
+        "test_who_finds_anothers_node_in_place_of_its_entry_enters_anew_behind_it",
     ),
     Rule(
         5,

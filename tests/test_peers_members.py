@@ -86,7 +86,7 @@ class Cluster:
         with Follower(client, KEY).follow_election() as leaders:
             name = next(each for each in leaders if each and (not after or each != after.name))
         # Others may hear of a term while its own process is still about to.
-        next_elected(self.processes[name])
+        latest(self.processes[name], "elected")
         return self.processes[name]
 
 
@@ -169,7 +169,7 @@ class TestChanges:
         assert "removed" in ended["reason"]
         released = leader.wait("released")
         heir = three.leader(three.client(*membership.members), after=leader)
-        elected = next_elected(heir)
+        elected = latest(heir, "elected")
         assert elected["token"] > token
         # It released what it held, so nobody had to wait for that to lapse.
         assert elected["at"] - released["at"] < 0.8
@@ -193,7 +193,7 @@ class TestChanges:
     def test_a_member_is_added_while_another_is_cut_off(self, three: Cluster) -> None:
         # Before that the others may not have heard that each has a directory.
         for process in three.processes.values():
-            process.wait("ready")
+            latest(process, "ready")
         client = three.client()
         leader = three.leader(client)
         token = token_of(leader)
@@ -290,9 +290,10 @@ class TestChanges:
         assert three.leader(three.client(a, b)).name in {a, b}
 
 
-def next_elected(process: CandidateProcess) -> dict[str, float]:
-    earlier = [said for said in process.said if said["event"] == "elected"]
-    return earlier[-1] if earlier else process.wait("elected")
+def latest(process: CandidateProcess, event: str) -> dict[str, Any]:
+    """What it said of this last; waited for, if it has not yet."""
+    earlier = [said for said in process.said if said["event"] == event]
+    return earlier[-1] if earlier else process.wait(event)
 
 
 def is_removed(client: Store, address: str) -> bool:
