@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pytest
 
@@ -23,7 +23,15 @@ from .waiting import wait_until
 from .zookeeper_elections import entries
 
 
-class Ground(ABC):
+class Server(Protocol):
+    @property
+    def endpoint(self) -> str: ...
+
+
+S = TypeVar("S", bound=Server)
+
+
+class Ground(ABC, Generic[S]):
     """One store's server, and what waits there.
 
     Attributes:
@@ -35,7 +43,10 @@ class Ground(ABC):
     scheme: ClassVar[str]
     ttl: ClassVar[float] = 3
     reset_ttl: ClassVar[float] = 120
-    endpoint: str
+
+    def __init__(self, server: S) -> None:
+        self._server = server
+        self.endpoint = server.endpoint
 
     def url(self, *endpoints: str) -> str:
         return f"{self.scheme}://{','.join(endpoints)}"
@@ -45,40 +56,28 @@ class Ground(ABC):
         """The places of those who wait behind the leader, first come first."""
 
 
-class OnEtcd(Ground):
+class OnEtcd(Ground[EtcdClient]):
     scheme = "etcd"
     ttl = 6
-
-    def __init__(self, server: EtcdClient) -> None:
-        self._server = server
-        self.endpoint = server.endpoint
 
     def waiters(self, key: str) -> list[str]:
         ask = ("get", "--prefix", f"{key}/", "--keys-only", "--sort-by=CREATE")
         return self._server.ctl(*ask).split()[1:]
 
 
-class OnZooKeeper(Ground):
+class OnZooKeeper(Ground[ZooKeeperClient]):
     scheme = "zookeeper"
     # The server grants no longer one.
     reset_ttl = 30
-
-    def __init__(self, server: ZooKeeperClient) -> None:
-        self._server = server
-        self.endpoint = server.endpoint
 
     def waiters(self, key: str) -> list[str]:
         with self._server.client() as client:
             return entries(client, key)[1:]
 
 
-class OnConsul(Ground):
+class OnConsul(Ground[ConsulClient]):
     scheme = "consul"
     ttl = 2
-
-    def __init__(self, server: ConsulClient) -> None:
-        self._server = server
-        self.endpoint = server.endpoint
 
     def url(self, *endpoints: str) -> str:
         return self._server.url_of(",".join(endpoints))
@@ -89,7 +88,7 @@ class OnConsul(Ground):
         return [name for _, name in made]
 
 
-GROUNDS: dict[str, type[OnEtcd | OnZooKeeper | OnConsul]] = {
+GROUNDS: dict[str, Callable[[Any], Ground[Any]]] = {
     "etcd": OnEtcd,
     "zookeeper": OnZooKeeper,
     "consul": OnConsul,
@@ -99,12 +98,12 @@ GROUNDS: dict[str, type[OnEtcd | OnZooKeeper | OnConsul]] = {
 @pytest.fixture(
     params=[pytest.param(name, marks=pytest.mark.backend(name)) for name in GROUNDS],
 )
-def ground(request: pytest.FixtureRequest) -> Ground:
+def ground(request: pytest.FixtureRequest) -> Ground[Any]:
     return GROUNDS[request.param](request.getfixturevalue(request.param))
 
 
 @pytest.fixture
-def leader(ground: Ground, key: str) -> Iterator[Candidate]:
+def leader(ground: Ground[Any], key: str) -> Iterator[Candidate]:
     """Leads, on a store that stays in reach."""
     with new_store(ground.url(ground.endpoint)) as store:
         candidate = Candidate(store, key, "a", ttl=30)
@@ -114,14 +113,14 @@ def leader(ground: Ground, key: str) -> Iterator[Candidate]:
 
 
 @pytest.fixture
-def relay(ground: Ground) -> Iterator[FaultProxy]:
+def relay(ground: Ground[Any]) -> Iterator[FaultProxy]:
     host, _, port = ground.endpoint.rpartition(":")
     with FaultProxy(int(port), host) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def cut(ground: Ground, relay: FaultProxy, events: list[Event]) -> Iterator[Store]:
+def cut(ground: Ground[Any], relay: FaultProxy, events: list[Event]) -> Iterator[Store]:
     """Its way to the server is the relay."""
     address = ground.url(relay.endpoint)
     with new_store(address, hooks=[events.append], request_timeout=1) as opened:
@@ -129,7 +128,7 @@ def cut(ground: Ground, relay: FaultProxy, events: list[Event]) -> Iterator[Stor
         relay.set("pass")
 
 
-def until_waiting(ground: Ground, key: str, count: int) -> list[str]:
+def until_waiting(ground: Ground[Any], key: str, count: int) -> list[str]:
     wait_until(lambda: len(ground.waiters(key)) == count, 20, f"{count} to wait")
     return ground.waiters(key)
 
@@ -140,7 +139,7 @@ def of_key(events: list[Event], kind: type[Event], key: str) -> list[Event]:
 
 @pytest.mark.parametrize("mode", ["reset", "stall", "down"])
 def test_without_a_retry_the_first_outage_is_raised_out_of_the_wait(
-    ground: Ground,
+    ground: Ground[Any],
     leader: Candidate,
     cut: Store,
     relay: FaultProxy,
@@ -169,7 +168,7 @@ def test_without_a_retry_the_first_outage_is_raised_out_of_the_wait(
 
 @pytest.mark.parametrize("mode", ["reset", "stall"])
 def test_the_loss_of_one_server_of_two_is_no_outage(
-    ground: Ground,
+    ground: Ground[Any],
     leader: Candidate,
     relay: FaultProxy,
     key: str,
@@ -196,7 +195,7 @@ def test_the_loss_of_one_server_of_two_is_no_outage(
 
 
 def test_with_a_retry_the_outage_and_its_end_are_told_and_the_place_is_kept(
-    ground: Ground,
+    ground: Ground[Any],
     leader: Candidate,
     cut: Store,
     relay: FaultProxy,
