@@ -65,29 +65,44 @@ async def riding_out(
     """
     if retry is None:
         return await attempt()
-    policy = retry
-    failures = 0
     begun = clock.now()
-    first: StoreUnavailable | None = None
-
-    async def timed() -> T:
-        nonlocal begun
-        begun = clock.now()
+    try:
+        # Nearly always the only one, and each hand-over waits for it: without the driver's cost.
         return await attempt()
+    except StoreUnavailable as error:
+        failed = error
+    result = await _attempts(attempt, failed, begun, retry, clock, chance, trouble)
+    recovered()
+    return result
+
+
+async def _attempts(
+    attempt: Callable[[], Awaitable[T]],
+    failed: StoreUnavailable,
+    begun: float,
+    retry: Retry,
+    clock: Clock,
+    chance: random.Random,
+    trouble: Trouble,
+) -> T:
+    """All but the first, which was begun at `begun` and has failed."""
+    first: StoreUnavailable | None = failed
+    failures = 0
 
     async def again() -> T:
-        nonlocal first
+        nonlocal begun, first
         if first is not None:
-            failed, first = first, None
-            raise failed
-        return await timed()
+            error, first = first, None
+            raise error
+        begun = clock.now()
+        return await attempt()
 
     def wait(state: tenacity.RetryCallState) -> float:
         nonlocal failures
         # An attempt that held for long (a campaign waits for hours) was no
         # failure to connect: begin again with a short wait.
-        failures = 1 if clock.now() - begun > 2 * policy.maximum else failures + 1
-        return policy.wait(failures, chance)
+        failures = 1 if clock.now() - begun > 2 * retry.maximum else failures + 1
+        return retry.wait(failures, chance)
 
     def tell(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -95,11 +110,6 @@ async def riding_out(
         assert isinstance(error, StoreUnavailable)
         trouble(error, failures, pause)
 
-    try:
-        # Nearly always the only one, and each hand-over waits for it: without the driver's cost.
-        return await timed()
-    except StoreUnavailable as error:
-        first = error
     driver = tenacity.AsyncRetrying(
         sleep=clock.sleep,
         wait=wait,
@@ -107,5 +117,4 @@ async def riding_out(
         before_sleep=tell,
     )
     result: T = await driver(again)
-    recovered()
     return result
