@@ -12,6 +12,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -94,7 +95,7 @@ class Run:
             except Exception as error:
                 # One that fails is a row too: the others are worth their time.
                 self._progress.console.print(traceback.format_exc(), style="dim")
-                self.rows.append(blank.with_values((), f"failed: {error!s:.80}"))
+                self.rows.append(replace(blank, note=f"failed: {error!s:.80}", failed=True))
             self._progress.update(task, completed=end)
             if not self._progress.console.is_terminal:
                 # No bar is seen there before all is over.

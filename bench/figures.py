@@ -41,6 +41,7 @@ class Figure:
         size: of how many elections, candidates or followers, where that grows.
         bars: all must be met.
         note: what a reader has to know, such as where the row was cut.
+        failed: the measuring itself did.
     """
 
     what: str
@@ -52,6 +53,7 @@ class Figure:
     size: int | None = None
     bars: tuple[Bar, ...] = ()
     note: str = ""
+    failed: bool = False
 
     def with_values(self, values: Iterable[float], note: str = "") -> Figure:
         """The same row, measured."""
@@ -119,8 +121,10 @@ class Figures:
         return [bar for bar in row.bars if not self.measured(row, bar) <= bar.limit]
 
     def missed(self) -> list[Figure]:
-        """The rows that miss a bar."""
-        return [row for row in self.rows if self.misses(row)]
+        """The rows that miss a bar, and ours that could not be measured at all."""
+        return [
+            row for row in self.rows if self.misses(row) or (row.failed and row.role is Role.OURS)
+        ]
 
 
 def shown(value: float, unit: str) -> str:

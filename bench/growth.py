@@ -20,6 +20,9 @@ TTL = 15.0
 LARGE = 10_000
 """Elections in one process, as the bar has it."""
 
+CONTENDING = 1_000
+"""Candidates for one key, as the bar has it."""
+
 STORES_WITH_BARS = ("etcd", "zookeeper")
 """Where 10,000 elections have a bar: Consul does each election as a session's lock of its own."""
 
@@ -107,9 +110,17 @@ class Grown:
             passed = process.wait("resign", PATIENCE + 10)["seconds"]
             ground.settle()
             writes, told = ground.writes() - writes, ground.wake_ups() - told
-        yield self.row(NEXT, "s").with_values([passed], cut)
-        yield self.row(WRITES, "", Bar(Of.P99, 3)).with_values([writes], cut)
-        yield self.row(WAKE_UPS, "", Bar(Of.P99, 2)).with_values([told], cut)
+        if passed is None:
+            # The counts would be those of the crowd that is still coming.
+            note = cut or f"nobody led within {PATIENCE:g} s"
+            yield self.row(NEXT, "s").with_values((), note)
+            if self.size <= CONTENDING:
+                yield self.row(WRITES, "", Bar(Of.P99, 3)).with_values((), note)
+                yield self.row(WAKE_UPS, "", Bar(Of.P99, 2)).with_values((), note)
+        else:
+            yield self.row(NEXT, "s").with_values([passed], cut)
+            yield self.row(WRITES, "", Bar(Of.P99, 3)).with_values([writes], cut)
+            yield self.row(WAKE_UPS, "", Bar(Of.P99, 2)).with_values([told], cut)
         done()
 
     def followers(self, done: Progress) -> Iterator[Figure]:
@@ -120,7 +131,10 @@ class Grown:
             if entered["number"] == self.size:
                 for _ in range(REPETITIONS):
                     process.order("proclaim")
-                    times.append(process.wait("proclaim", PATIENCE + 10)["seconds"])
+                    passed = process.wait("proclaim", PATIENCE + 10)["seconds"]
+                    if passed is None:
+                        raise TimeoutError(f"not all were told within {PATIENCE:g} s")
+                    times.append(passed)
         yield self.row(ALL_TOLD, "s").with_values(times, cut)
         if self.size >= 100:
             number = max(1, entered["number"])

@@ -560,8 +560,8 @@ RULES: Sequence[Rule] = (
         7,
         "an outage is ridden out with `retry=None` too",
         "leadership/retry.py",
-        "    if retry is None:\n        return await attempt()\n    policy = retry\n",
-        "    policy = retry or DEFAULT_RETRY\n",
+        "    if retry is None:\n        return await attempt()\n    begun",
+        "    retry = retry or DEFAULT_RETRY\n    begun",
         "test_retry.py::TestRidingOut::test_without_a_retry_the_first_failure_is_raised",
     ),
 )
