@@ -12,6 +12,7 @@ sends transactions without the token, and has no time-outs.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,8 +43,10 @@ from ._consul_requests import (
     speaks_of,
 )
 
-# An agent takes 200 connections from one address by default; blocking queries need theirs.
+# An agent takes 200 connections from one address by default, and closes all others at once;
+# blocking queries need theirs, and so do other processes.
 _AT_ONCE = 32
+_AT_ONCE_WITH_THE_URGENT = 64
 
 Parameters = Sequence[tuple[str, str]]
 
@@ -153,6 +156,8 @@ class Agents(links.Links[Link]):
         super().__init__("Consul", endpoints, _AT_ONCE, timeout, clock)
         self._access = access
         self._tls: ssl.SSLContext | None = None
+        # More than the room has: what does not queue there never waits for what does.
+        self._connections = asyncio.Semaphore(_AT_ONCE_WITH_THE_URGENT)
 
     def _open(self, endpoint: str) -> Link:
         if self._access.tls and self._tls is None:
@@ -203,7 +208,7 @@ class Agents(links.Links[Link]):
         repeatable: bool,
         timeout: float | None = None,
     ) -> Answer:
-        """Send one request and return its answer.
+        """Send one request and return its answer; a thousand renewals take turns as well.
 
         Args:
             method: get, put or delete.
@@ -211,7 +216,7 @@ class Agents(links.Links[Link]):
             repeatable: it may be sent twice (a read, or a write that is
                 guarded): tried on other agents as long as there is time.
                 Otherwise only when it surely was not sent.
-            timeout: seconds for all tries together.
+            timeout: seconds for all tries together, and for its turn.
 
         Raises:
             StoreUnavailable: no answer; a write may or may not have happened.
@@ -219,6 +224,28 @@ class Agents(links.Links[Link]):
         """
         limit = self.timeout if timeout is None else timeout
         deadline = self._clock.now() + limit
+        try:
+            async with asyncio.timeout(limit):
+                await self._connections.acquire()
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"Consul at {self.link().endpoint}: {_AT_ONCE_WITH_THE_URGENT} requests are under "
+                f"way, and none was answered within {limit:.3g} s"
+            ) from None
+        try:
+            return await self._answer(method, path, parameters, body, repeatable, deadline)
+        finally:
+            self._connections.release()
+
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        parameters: Parameters,
+        body: Any,
+        repeatable: bool,
+        deadline: float,
+    ) -> Answer:
         # With one agent twice too: its connection may have died since it was last used.
         tries_left = max(2, len(self._endpoints)) if repeatable else len(self._endpoints)
         while True:

@@ -16,14 +16,14 @@ from leadership import Candidate, Follower, Store, aio, new_store
 from leadership.backends._consul_requests import LOCK_FLAGS
 from leadership.clock import SystemClock
 from leadership.errors import ConfigurationError, StoreError
-from leadership.events import Elected, Event
+from leadership.events import Elected, Event, StoreTrouble
 
 from .candidate_process import CandidateProcess
 from .consul_elections import places, until_waiting
 from .etcd_elections import told
 from .servers.consul import ConsulServer
 from .servers.consul_client import ConsulClient
-from .servers.consul_relay import Asked, ConsulRelay
+from .servers.consul_relay import Asked, ConsulRelay, StallError
 from .waiting import async_wait_until, wait_until
 
 CLOCK = SystemClock()
@@ -349,3 +349,35 @@ Candidate(store, {key!r}, "a", ttl=30).campaign(timeout=10)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
     assert consul.keys(key) == []
     assert set(consul.sessions()) <= before
+
+
+class TestManyCandidates:
+    def test_a_crowd_whose_renewals_hang_takes_few_of_the_agents_connections(
+        self, consul: ConsulClient, consul_relay: ConsulRelay, key: str
+    ) -> None:
+        # An agent takes 200 from one address; above that it cuts off all, whoever asks.
+        size, heard = 90, list[Event]()
+
+        def hang(asked: Asked) -> None:
+            if "/session/renew/" in asked.path:
+                raise StallError
+
+        async def crowd() -> None:
+            url = consul.url_of(consul_relay.endpoint)
+            async with aio.new_store(url, hooks=[heard.append]) as store:
+                candidates = [aio.Candidate(store, key, str(n), ttl=4) for n in range(size)]
+                contending = [asyncio.ensure_future(each.campaign()) for each in candidates]
+                await async_wait_until(
+                    lambda: len(places(consul, key)) == size - 1, 30, "all but one wait"
+                )
+                consul_relay.before = hang
+                await async_wait_until(
+                    lambda: sum(isinstance(each, StoreTrouble) for each in heard) >= size,
+                    30,
+                    "each session is in trouble",
+                )
+                consul_relay.before = lambda asked: None
+            await asyncio.gather(*contending, return_exceptions=True)
+
+        asyncio.run(crowd())
+        assert consul_relay.most <= 64

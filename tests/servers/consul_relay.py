@@ -75,7 +75,8 @@ class ConsulRelay:
     ``before`` may answer in the server's place, or raise :exc:`LostReplyError` or
     :exc:`StallError`: then the server is not asked. ``after`` may change the answer, or
     raise: then it is lost, or held back.
-    Both run on the relay's thread.
+    Both run on the relay's thread. ``most`` is how many requests were under way at once,
+    blocking queries left out.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -83,6 +84,8 @@ class ConsulRelay:
         self.before: BeforeHook = lambda asked: None
         self.after: AfterHook = lambda asked, told: told
         self.asked: list[Asked] = []
+        self.most = 0
+        self._under_way = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="consul-relay", daemon=True
@@ -128,6 +131,9 @@ class ConsulRelay:
     async def _handle(self, request: web.Request) -> web.Response:
         asked = Asked(request.method, request.path, dict(request.query), await request.read())
         self.asked.append(asked)
+        short = "index" not in asked.query
+        self._under_way += short
+        self.most = max(self.most, self._under_way)
         try:
             told = self.before(asked)
             if told is None:
@@ -139,6 +145,8 @@ class ConsulRelay:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
+        finally:
+            self._under_way -= short
         return web.Response(status=told.status, body=told.body, headers=told.headers)
 
     async def _forward(self, asked: Asked) -> Told:
