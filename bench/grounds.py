@@ -17,6 +17,7 @@ from bench.rival_crowds import ConsulCrowd, Etcd3Crowd, KazooCrowd
 from bench.rival_etcd3 import Etcd3Lock
 from bench.rival_kazoo import KazooElection
 from bench.rival_tooz import ToozElection, ToozLock, ToozZooKeeperLock
+from tests.etcd_elections import leases
 from tests.servers.consul import ConsulServer
 from tests.servers.consul_relay import Asked, ConsulRelay, Told
 from tests.servers.etcd import EtcdServer
@@ -82,6 +83,22 @@ class Ground(ABC):
     def wake_ups(self) -> int:
         """How often the store has told somebody who watches."""
 
+    @abstractmethod
+    def sessions(self) -> int:
+        """How many the store has that would end by themselves: leases, or what hangs on one."""
+
+    def clear(self, patience: float = 60.0) -> None:
+        """Return once nothing is left of crowds that were killed: its lapse would be a write.
+
+        Raises:
+            TimeoutError: something is.
+        """
+        deadline = CLOCK.now() + patience
+        while left := self.sessions():
+            if CLOCK.now() > deadline:
+                raise TimeoutError(f"{left} sessions are still there after {patience:g} s")
+            threading.Event().wait(0.5)
+
     def settle(self, quiet: float = 1.0, patience: float = 60.0) -> None:
         """Return once the store has been asked next to nothing for `quiet` seconds."""
         deadline = CLOCK.now() + patience
@@ -119,6 +136,9 @@ class EtcdGround(Ground):
 
     def wake_ups(self) -> int:
         return int(self._server.count("etcd_debugging_mvcc_events_total"))
+
+    def sessions(self) -> int:
+        return len(leases(self._server))
 
 
 class ZooKeeperGround(Ground):
@@ -162,6 +182,10 @@ class ZooKeeperGround(Ground):
     def wake_ups(self) -> int:
         return sum(map(int, self._ask("mntr", r"zk_sum_node_\w+_watch_count\t(\d+)")))
 
+    def sessions(self) -> int:
+        (ephemerals,) = self._ask("mntr", r"zk_ephemerals_count\t(\d+)")
+        return int(ephemerals)
+
 
 class ConsulGround(Ground):
     """With Consul's default timings, under which a session lives 10 s and expires within 20 s."""
@@ -201,6 +225,9 @@ class ConsulGround(Ground):
 
     def wake_ups(self) -> int:
         return self._told
+
+    def sessions(self) -> int:
+        return len(self._server.sessions())
 
 
 GROUNDS: dict[str, type[Ground]] = {

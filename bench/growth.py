@@ -101,6 +101,8 @@ class Grown:
 
     def candidates(self, done: Progress) -> Iterator[Figure]:
         """What happens when the first of so many for one key resigns."""
+        if self.crowd.role is Role.OURS:
+            self.ground.clear()
         with self.process("candidates") as process:
             _, cut = self._entered(process)
             self.ground.settle()

@@ -111,7 +111,9 @@ class ConsulRelay:
         self._loop.close()
 
     async def _start(self) -> int:
-        self._client = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        # Those that wait for their next use count among what a server takes from one address.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=1.0)
+        self._client = aiohttp.ClientSession(connector=connector)
         application = web.Application(client_max_size=16 * 2**20)
         application.router.add_route("*", "/{path:.*}", self._handle)
         # Whoever leaves takes the server's query with it.
