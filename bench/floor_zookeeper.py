@@ -9,7 +9,11 @@ from typing import Any
 from kazoo.client import KazooClient
 from kazoo.exceptions import NodeExistsError
 
+from bench.crowds import CLOCK, FloorCrowd
 from bench.entrants import Entrant, Place, Role
+
+ABREAST = 100
+"""Requests under way: with some 270 kazoo blocks who asks."""
 
 
 class ZooKeeperFloor(Entrant):
@@ -100,3 +104,40 @@ class ZooKeeperFloorAndProof(ZooKeeperFloor):
             proved()
 
         threading.Thread(target=prove).start()
+
+
+class ZooKeeperFloorCrowd(FloorCrowd):
+    """A directory and an entry in it for each, made in one step, and a watch on the entry."""
+
+    title = "floor: as many entries, or watches"
+
+    def __init__(self, url: str, ttl: float) -> None:
+        super().__init__(url, ttl)
+        self._client = KazooClient(hosts=Place(url, "", "", ttl).endpoint, timeout=ttl)
+        self._client.start()
+
+    def elections(self, number: int, deadline: float) -> int:
+        self._client.ensure_path(f"/{self.key}")
+        places = threading.Semaphore(ABREAST)
+
+        def made(answer: Any) -> None:
+            _, entry = answer.get()
+            self._client.exists_async(entry, watch=lambda event: None).rawlink(watched)
+
+        def watched(answer: Any) -> None:
+            places.release()
+            self.told.one()
+
+        for each in range(number):
+            if CLOCK.now() > deadline:
+                break
+            places.acquire()
+            transaction = self._client.transaction()
+            transaction.create(f"/{self.key}/{each}")
+            transaction.create(f"/{self.key}/{each}/n-", b"x", ephemeral=True, sequence=True)
+            transaction.commit_async().rawlink(made)
+        return self.told.wait(number, deadline)
+
+    def close(self) -> None:
+        self._client.stop()
+        super().close()

@@ -10,7 +10,11 @@ from typing import ClassVar, Self
 
 from bench.crowds import CLOCK, Crowd, FloorCrowd, OurCrowd
 from bench.entrants import Entrant
-from bench.floor_zookeeper import ZooKeeperFloor, ZooKeeperFloorAndProof
+from bench.floor_zookeeper import (
+    ZooKeeperFloor,
+    ZooKeeperFloorAndProof,
+    ZooKeeperFloorCrowd,
+)
 from bench.ours import Floor, FloorAndRead, FloorAndWrite, Ours
 from bench.rival_consul import ConsulLock
 from bench.rival_crowds import ConsulCrowd, Etcd3Crowd, KazooCrowd
@@ -154,7 +158,7 @@ class ZooKeeperGround(Ground):
         ToozZooKeeperLock,
         ToozElection,
     )
-    crowds = (FloorCrowd, OurCrowd, KazooCrowd)
+    crowds = (ZooKeeperFloorCrowd, OurCrowd, KazooCrowd)
     killed = 6.2
     # A write each, for pings prove nothing.
     renewals = 10
