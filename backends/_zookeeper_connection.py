@@ -26,6 +26,7 @@ from kazoo.retry import KazooRetry
 from ..backend import Context
 from ..clock import Timer
 from ..errors import AccessDenied, HandleClosed, SessionLost, StoreError, StoreUnavailable
+from ._zookeeper_deadlines import Deadlines, fail
 from ._zookeeper_socket import Handler
 from ._zookeeper_watches import Watches
 from ._zookeeper_window import Window
@@ -137,7 +138,8 @@ class Connection:
         self._silence: Timer | None = None
         self._answered_at = -math.inf
         self._connected = asyncio.Event()
-        self._outstanding: set[asyncio.Future[Any]] = set()
+        # Those that kazoo has not answered, and whether each has a place in the window until then.
+        self._outstanding: dict[asyncio.Future[Any], bool] = {}
         # What kazoo's thread has answered, and whether the loop is about to look at it.
         self._answers: collections.deque[tuple[asyncio.Future[Any], Any]] = collections.deque()
         self._settling = False
@@ -148,6 +150,7 @@ class Connection:
             self._last_heard_at,
             lambda: self._no_answer(context.request_timeout),
         )
+        self._deadlines = Deadlines(context.clock, context.request_timeout)
         self._stopping = threading.Lock()
         self._stopped: asyncio.Future[None] = self._loop.create_future()
 
@@ -276,8 +279,8 @@ class Connection:
             self._silence.cancel()
         # kazoo forgets some requests that fall into this moment.
         for each in list(self._outstanding):
-            if not each.done():
-                each.set_exception(error)
+            fail(each, error)
+            self._give_place_back(each)
         self._connected.set()
         self.watches.cut()
         self.on_lost(str(error))
@@ -315,38 +318,50 @@ class Connection:
             StoreUnavailable: no answer; whether a write was done is not known.
             SessionLost: the session is over, and so is this connection.
         """
-        limit = self._context.request_timeout if limit is None else limit
         if not urgent:
             await self._window.acquire()
-        answer: asyncio.Future[Any] | None = None
-        sent_at = -math.inf
+        # Each that was sent gives its place back when it is answered, whoever waits for that.
+        has_place = not urgent
+        sent_at, begun = -math.inf, self._context.clock.now()
+        within = self._context.request_timeout if limit is None else limit
         try:
-            async with asyncio.timeout(limit):
+            if limit is None and self.is_connected:
+                # Nearly all of them: one timer for all, and nothing in between.
+                sent_at = begun
+                answer = self._send(ask, has_place)
+                has_place = False
+                self._deadlines.add(answer)
+                try:
+                    return await answer
+                except _SETTLED_BY_THE_END:
+                    if not repeatable:
+                        raise
+            async with asyncio.timeout(begun + within - self._context.clock.now()):
                 while True:
                     await self.connected()
+                    if not urgent and not has_place:
+                        await self._window.acquire()
+                        has_place = True
+                        continue
                     sent_at = self._context.clock.now()
-                    answer = self._send(ask)
+                    answer = self._send(ask, has_place)
+                    has_place = False
                     try:
-                        return await asyncio.shield(answer)
+                        return await answer
                     except _SETTLED_BY_THE_END:
                         if not repeatable:
                             raise
         except TimeoutError:
             if self._last_heard_at() < sent_at:
                 self._handler.give_up()
-            raise self._no_answer(limit) from None
+            raise self._no_answer(within) from None
         except expected:
             raise
         except kazoo_errors.KazooException as error:
             raise translate(error, self._servers) from None
         finally:
-            if urgent:
-                pass
-            elif answer is None or answer.done():
+            if has_place:
                 self._window.release()
-            else:
-                # Given up, but it has its place until it is answered.
-                answer.add_done_callback(lambda _: self._window.release())
 
     def _no_answer(self, limit: float) -> StoreUnavailable:
         return StoreUnavailable(f"ZooKeeper at {self._servers} did not answer within {limit:g} s")
@@ -356,11 +371,10 @@ class Connection:
         wire = self._handler.wire
         return -math.inf if wire is None else max(self._answered_at, wire.opened_at)
 
-    def _send(self, ask: Ask) -> asyncio.Future[Any]:
+    def _send(self, ask: Ask, has_place: bool) -> asyncio.Future[Any]:
         result = ask(self._client)
         answer: asyncio.Future[Any] = self._loop.create_future()
-        self._outstanding.add(answer)
-        answer.add_done_callback(self._answered)
+        self._outstanding[answer] = has_place
 
         def answered(result: Any) -> None:
             self._answered_at = self._context.clock.now()
@@ -377,13 +391,13 @@ class Connection:
         # Before the look: what comes after it is posted anew.
         self._settling = False
         while self._answers:
-            _settle(*self._answers.popleft())
+            answer, result = self._answers.popleft()
+            _settle(answer, result)
+            self._give_place_back(answer)
 
-    def _answered(self, answer: asyncio.Future[Any]) -> None:
-        self._outstanding.discard(answer)
-        if not answer.cancelled():
-            # Who asked may have given up: then nobody else takes the exception.
-            answer.exception()
+    def _give_place_back(self, answer: asyncio.Future[Any]) -> None:
+        if self._outstanding.pop(answer, False):
+            self._window.release()
 
     def give_up(self, since: float) -> None:
         """Go on to the next server, unless this connection was made after `since`."""
@@ -412,16 +426,15 @@ class Connection:
 
 
 def _settle(answer: asyncio.Future[Any], result: Any) -> None:
-    if answer.done():
-        return
     error = result.exception
     if error is None:
-        answer.set_result(result.value)
+        if not answer.done():
+            answer.set_result(result.value)
     elif isinstance(error, kazoo_errors.KazooException):
-        answer.set_exception(error)
+        fail(answer, error)
     else:
         # kazoo could make nothing of an answer, and will break the connection.
-        answer.set_exception(kazoo_errors.ConnectionLoss(str(error)))
+        fail(answer, kazoo_errors.ConnectionLoss(str(error)))
 
 
 class SharedConnection:
