@@ -586,7 +586,9 @@ class Candidacy:
 
     def _set_phase(self, phase: Phase) -> None:
         self.phase = phase
-        self._changed.set()
+        # Whoever waits wants a term, or the end: of thousands that enter, each would look in vain.
+        if phase not in (Phase.IDLE, Phase.CONTENDING):
+            self._changed.set()
 
     def _next_change(self) -> Awaitable[None]:
         self._changed.clear()

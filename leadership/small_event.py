@@ -39,6 +39,5 @@ class SmallEvent:
             woken.set_result(None)
         else:
             # Who was cancelled or gave up is forgotten here: it took no leave.
-            still = (each for each in self._waiting if not each.done())
-            self._waiting = (*still, woken)
+            self._waiting = (*[each for each in self._waiting if not each.done()], woken)
         return woken
