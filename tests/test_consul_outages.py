@@ -147,6 +147,22 @@ class TestRestarts:
             assert terms.tokens == sorted(set(terms.tokens))
             terms.end()
 
+    @LONG
+    def test_a_session_ends_with_the_node_of_the_agent_that_made_it_and_that_is_told(
+        self, consul_cluster: ConsulCluster, key: str
+    ) -> None:
+        leading = consul_cluster.leader()
+        mortal, other = (each for each in consul_cluster.members if each is not leading)
+        ways = ",".join(each.endpoint for each in (mortal, leading, other))
+        with new_store(consul_cluster.url_of(ways)) as store:
+            with Candidate(store, key, "a", ttl=2).campaign(timeout=20) as term:
+                mortal.kill()
+                # Renewed by way of another, until the dead server is cleaned up.
+                assert term.wait_lost(30)
+                assert term.reason == "the store ended the session"
+                assert not term.is_valid()
+            assert Candidate(store, key, "a", ttl=2).campaign(timeout=20).token > term.token
+
 
 class TestCuts:
     """The way to Consul goes through a relay that can be cut."""

@@ -169,7 +169,9 @@ class ConsulGround(_ServedGround[Any]):
         self._tokens = []
         if clustered:
             network = _network()
-            cluster = ConsulCluster(network=network)
+            # A server's node takes the sessions made by way of it along: an operator's doing,
+            # of which no term is safe (test_consul_outages.py).
+            cluster = ConsulCluster(cleans_up=False, network=network)
             super().__init__(cluster, cluster.members, chance, network)
         else:
             server = ConsulServer(acl=True)

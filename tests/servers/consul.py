@@ -37,6 +37,8 @@ class ConsulServer(Server, ConsulClient):
     ``tls``: clients must use TLS and show a certificate.
     ``acl``: a token is needed; :data:`ROOT_TOKEN` may do all, see :meth:`make_token`.
     ``limits``: of the server's own section of that name.
+    ``cleans_up``: a dead server is taken off the others' list within some ten seconds, as by
+    default, and with its node go the sessions that were made by way of it.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ConsulServer(Server, ConsulClient):
         tls: bool = False,
         acl: bool = False,
         limits: dict[str, Any] | None = None,
+        cleans_up: bool = True,
         name: str = "consul",
         place: Place = HERE,
     ) -> None:
@@ -63,6 +66,7 @@ class ConsulServer(Server, ConsulClient):
         self._fast = fast
         self._acl = acl
         self._limits = limits or {}
+        self._cleans_up = cleans_up
         self._process = ServerProcess(name, self.folder / "log")
         if tls:
             self.certificates = make_certificates(self.folder / "certificates")
@@ -140,6 +144,7 @@ class ConsulServer(Server, ConsulClient):
             },
             "performance": {"raft_multiplier": 1},
             "limits": self._limits,
+            "autopilot": {"cleanup_dead_servers": self._cleans_up},
         }
         if self._fast:
             settings["session_ttl_min"] = "1s"
@@ -168,9 +173,16 @@ class ConsulServer(Server, ConsulClient):
 class ConsulCluster(Cluster[ConsulServer], ConsulClient):
     """Three servers. Kill, pause, restart them through :attr:`members` or :meth:`leader`."""
 
-    def __init__(self, *, fast: bool = True, size: int = 3, network: Network | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        fast: bool = True,
+        size: int = 3,
+        cleans_up: bool = True,
+        network: Network | None = None,
+    ) -> None:
         self.members = [
-            ConsulServer(fast=fast, name=f"consul-{n + 1}", place=place)
+            ConsulServer(fast=fast, cleans_up=cleans_up, name=f"consul-{n + 1}", place=place)
             for n, place in enumerate(places(size, network))
         ]
         super().__init__([member.endpoint for member in self.members])
