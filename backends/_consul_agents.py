@@ -216,22 +216,23 @@ class Agents(links.Links[Link]):
             repeatable: it may be sent twice (a read, or a write that is
                 guarded): tried on other agents as long as there is time.
                 Otherwise only when it surely was not sent.
-            timeout: seconds for all tries together, and for its turn.
+            timeout: seconds for all tries together, and at the most as many before its turn.
 
         Raises:
             StoreUnavailable: no answer; a write may or may not have happened.
             StoreError: the agent refused.
         """
         limit = self.timeout if timeout is None else timeout
-        deadline = self._clock.now() + limit
         try:
             async with asyncio.timeout(limit):
                 await self._connections.acquire()
         except TimeoutError:
             raise StoreUnavailable(
-                f"Consul at {self.link().endpoint}: {_AT_ONCE_WITH_THE_URGENT} requests are under "
-                f"way, and none was answered within {limit:.3g} s"
+                f"Consul at {self.link().endpoint}: too many requests are under way, of which "
+                f"this one's turn did not come within {limit:.3g} s"
             ) from None
+        # From here on: what is sent with less time than others would take a slow agent for dead.
+        deadline = self._clock.now() + limit
         try:
             return await self._answer(method, path, parameters, body, repeatable, deadline)
         finally:

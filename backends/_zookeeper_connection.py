@@ -138,7 +138,7 @@ class Connection:
         self._silence: Timer | None = None
         self._answered_at = -math.inf
         self._connected = asyncio.Event()
-        # Those that kazoo has not answered, and whether each has a place in the window until then.
+        # Those that kazoo has not answered, and whether each was given up, and has a place.
         self._outstanding: dict[asyncio.Future[Any], bool] = {}
         # What kazoo's thread has answered, and whether the loop is about to look at it.
         self._answers: collections.deque[tuple[asyncio.Future[Any], Any]] = collections.deque()
@@ -279,8 +279,8 @@ class Connection:
             self._silence.cancel()
         # kazoo forgets some requests that fall into this moment.
         for each in list(self._outstanding):
+            self._is_answered(each)
             fail(each, error)
-            self._give_place_back(each)
         self._connected.set()
         self.watches.cut()
         self.on_lost(str(error))
@@ -320,32 +320,29 @@ class Connection:
         """
         if not urgent:
             await self._window.acquire()
-        # Each that was sent gives its place back when it is answered, whoever waits for that.
-        has_place = not urgent
+        answer: asyncio.Future[Any] | None = None
         sent_at, begun = -math.inf, self._context.clock.now()
         within = self._context.request_timeout if limit is None else limit
         try:
             if limit is None and self.is_connected:
                 # Nearly all of them: one timer for all, and nothing in between.
                 sent_at = begun
-                answer = self._send(ask, has_place)
-                has_place = False
+                answer = self._send(ask)
                 self._deadlines.add(answer)
                 try:
                     return await answer
                 except _SETTLED_BY_THE_END:
                     if not repeatable:
                         raise
-            async with asyncio.timeout(begun + within - self._context.clock.now()):
+            left = begun + within - self._context.clock.now()
+            if left <= 0:
+                # To send it now would only tell of a silence that there was not.
+                raise self._no_answer(within)
+            async with asyncio.timeout(left):
                 while True:
                     await self.connected()
-                    if not urgent and not has_place:
-                        await self._window.acquire()
-                        has_place = True
-                        continue
                     sent_at = self._context.clock.now()
-                    answer = self._send(ask, has_place)
-                    has_place = False
+                    answer = self._send(ask)
                     try:
                         return await answer
                     except _SETTLED_BY_THE_END:
@@ -360,8 +357,9 @@ class Connection:
         except kazoo_errors.KazooException as error:
             raise translate(error, self._servers) from None
         finally:
-            if has_place:
-                self._window.release()
+            # A place is kept over broken connections, so that all keep their order.
+            if not urgent:
+                self._give_place_back(answer)
 
     def _no_answer(self, limit: float) -> StoreUnavailable:
         return StoreUnavailable(f"ZooKeeper at {self._servers} did not answer within {limit:g} s")
@@ -371,10 +369,10 @@ class Connection:
         wire = self._handler.wire
         return -math.inf if wire is None else max(self._answered_at, wire.opened_at)
 
-    def _send(self, ask: Ask, has_place: bool) -> asyncio.Future[Any]:
+    def _send(self, ask: Ask) -> asyncio.Future[Any]:
         result = ask(self._client)
         answer: asyncio.Future[Any] = self._loop.create_future()
-        self._outstanding[answer] = has_place
+        self._outstanding[answer] = False
 
         def answered(result: Any) -> None:
             self._answered_at = self._context.clock.now()
@@ -392,10 +390,17 @@ class Connection:
         self._settling = False
         while self._answers:
             answer, result = self._answers.popleft()
+            self._is_answered(answer)
             _settle(answer, result)
-            self._give_place_back(answer)
 
-    def _give_place_back(self, answer: asyncio.Future[Any]) -> None:
+    def _give_place_back(self, answer: asyncio.Future[Any] | None) -> None:
+        if answer is not None and answer in self._outstanding:
+            # It was given up, and has its place until it is answered.
+            self._outstanding[answer] = True
+        else:
+            self._window.release()
+
+    def _is_answered(self, answer: asyncio.Future[Any]) -> None:
         if self._outstanding.pop(answer, False):
             self._window.release()
 

@@ -70,7 +70,8 @@ async def riding_out(
         # Nearly always the only one, and each hand-over waits for it: without the driver's cost.
         return await attempt()
     except StoreUnavailable as error:
-        failed = error
+        # In a list that is emptied: who waits for days is not to hold on to what failed before.
+        failed = [error]
     result = await _attempts(attempt, failed, begun, retry, clock, chance, trouble)
     recovered()
     return result
@@ -78,7 +79,7 @@ async def riding_out(
 
 async def _attempts(
     attempt: Callable[[], Awaitable[T]],
-    failed: StoreUnavailable,
+    failed: list[StoreUnavailable],
     begun: float,
     retry: Retry,
     clock: Clock,
@@ -86,14 +87,12 @@ async def _attempts(
     trouble: Trouble,
 ) -> T:
     """All but the first, which was begun at `begun` and has failed."""
-    first: StoreUnavailable | None = failed
     failures = 0
 
     async def again() -> T:
-        nonlocal begun, first
-        if first is not None:
-            error, first = first, None
-            raise error
+        nonlocal begun
+        if failed:
+            raise failed.pop()
         begun = clock.now()
         return await attempt()
 

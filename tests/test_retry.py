@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 
 import pytest
 
-from leadership.clock import ManualClock
+from leadership.clock import ManualClock, SystemClock
 from leadership.errors import AccessDenied, ConfigurationError, StoreUnavailable
 from leadership.retry import Retry, riding_out
 
 from .loops import on_a_loop, settle
+from .waiting import async_wait_until
 
 
 class Outage:
@@ -108,6 +111,33 @@ class TestRidingOut:
             for earlier, later in zip(outage.attempts, outage.attempts[1:], strict=False)
         ]
         assert waited == pytest.approx([retry_in for _, _, retry_in in outage.told])
+
+    @on_a_loop
+    async def test_who_waits_for_long_holds_on_to_nothing_of_what_failed_before(self) -> None:
+        held: list[weakref.ref[Outage]] = []
+        answer = asyncio.Event()
+
+        async def attempt() -> None:
+            local = Outage(0, ManualClock())
+            held.append(weakref.ref(local))
+            if len(held) <= 2:
+                raise StoreUnavailable("a failure")
+            await answer.wait()
+
+        riding = asyncio.ensure_future(
+            riding_out(
+                attempt,
+                retry=Retry(initial=0.001, maximum=0.001),
+                clock=SystemClock(),
+                chance=random.Random(1),
+                trouble=lambda error, attempt, retry_in: None,
+            )
+        )
+        await async_wait_until(lambda: len(held) == 3, 10, "the third attempt")
+        gc.collect()
+        assert [each() is None for each in held] == [True, True, False]
+        answer.set()
+        await riding
 
     @pytest.mark.parametrize(("failures", "told"), [(0, 0), (1, 1), (4, 1)])
     @on_a_loop

@@ -92,3 +92,28 @@ def test_what_is_given_up_has_its_place_until_the_server_answers(
             assert connection._outstanding == {}
 
         store.core.call(scenario)
+
+
+def test_over_a_broken_connection_all_keep_their_order(make_own_zookeeper: MakeZooKeeper) -> None:
+    server = make_own_zookeeper()
+    with new_store(server.url) as store:
+        assert store.get("x") is None
+
+        async def scenario() -> None:
+            connection = await backend_of(store)._shared.connection()
+            answered: list[int] = []
+
+            async def ask(number: int) -> None:
+                await connection.request(data_of("/zookeeper"), repeatable=True)
+                answered.append(number)
+
+            server.pause()
+            # Half of them are under way, the others queue.
+            asked = [asyncio.ensure_future(ask(number)) for number in range(2 * _WINDOW)]
+            await settle()
+            connection._handler.give_up()
+            server.resume()
+            await asyncio.gather(*asked)
+            assert answered == list(range(2 * _WINDOW))
+
+        store.core.call(scenario)

@@ -8,11 +8,13 @@ from .scene import Scene, Steps, behind, restarted
 
 def entry_removed(scene: Scene, slot: int) -> Steps:
     scene.ground.remove_entry()
+    scene.removed()
     yield 2 * REMOVAL_OVERLAP
 
 
 def session_ended(scene: Scene, slot: int) -> Steps:
     scene.ground.end_session(scene.processes[slot])
+    scene.removed()
     yield 2 * REMOVAL_OVERLAP
 
 

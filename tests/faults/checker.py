@@ -27,6 +27,7 @@ from .history import (
     Record,
     Registered,
     Remained,
+    Removed,
     Setting,
     Stalled,
     Told,
@@ -90,7 +91,7 @@ def leaders(history: Iterable[AnyRecord]) -> int:
 
 
 def _one_leader_at_a_time(history: Sequence[AnyRecord]) -> Iterator[Violation]:
-    removals = [record.at for record in _of(Injected, history) if record.removal]
+    removals = _removals(history)
     reigns = sorted(_reigns(history), key=lambda reign: reign.token)
     for older, newer in itertools.combinations(reigns, 2):
         over = older.last.began - newer.first.at
@@ -102,7 +103,9 @@ def _one_leader_at_a_time(history: Sequence[AnyRecord]) -> Iterator[Violation]:
             yield Violation(older.first.began, "tokens rise", f"{older} after {newer}")
         elif not (
             over < REMOVAL_OVERLAP
-            and any(older.first.began <= at <= older.last.at for at in removals)
+            and any(
+                begun <= older.last.at and done >= older.first.began for begun, done in removals
+            )
         ):
             details = f"{older} led for {over:.6f} s beside {newer}"
             yield Violation(older.last.began, "one leader at a time", details)
@@ -305,7 +308,28 @@ _RULES = (
     _who_is_told_to_stop_stops,
 )
 
-_WITHOUT_PROCESS = (Setting, Injected, Healed, Entered, Closing, Remained, Registered, Hung)
+_WITHOUT_PROCESS = (
+    Setting,
+    Injected,
+    Removed,
+    Healed,
+    Entered,
+    Closing,
+    Remained,
+    Registered,
+    Hung,
+)
+
+
+def _removals(history: Iterable[AnyRecord]) -> list[tuple[float, float]]:
+    """From when to when an operator took something away: it may be slow, and a term begin then."""
+    found: list[tuple[float, float]] = []
+    for record in history:
+        if isinstance(record, Injected) and record.removal:
+            found.append((record.at, record.at))
+        elif isinstance(record, Removed) and found:
+            found[-1] = (found[-1][0], record.at)
+    return found
 
 
 def _last_seen(history: Iterable[AnyRecord]) -> dict[str, float]:

@@ -138,6 +138,10 @@ class Injected(Record, frozen=True):
     concerns_one: bool = False
 
 
+class Removed(Record, frozen=True):
+    """What an operator takes away, by the fault that was injected last, is gone by now."""
+
+
 class Healed(Record, frozen=True):
     """That fault is over."""
 
@@ -179,6 +183,7 @@ AnyRecord: TypeAlias = (
     | Wrote
     | Registered
     | Injected
+    | Removed
     | Healed
     | Entered
     | Closing

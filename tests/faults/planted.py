@@ -16,6 +16,7 @@ from .history import (
     Read,
     Registered,
     Remained,
+    Removed,
     Setting,
     Stalled,
     Told,
@@ -53,8 +54,9 @@ def in_order(*records: AnyRecord | Sequence[AnyRecord]) -> list[AnyRecord]:
     return sorted(flat, key=lambda record: record.at)
 
 
-def removal(at: float) -> list[AnyRecord]:
-    return [Injected(at, 1, "entry removed", "a", removal=True), Healed(at + 2, 1)]
+def removal(at: float, until: float | None = None) -> list[AnyRecord]:
+    removed = Removed(at if until is None else until)
+    return [Injected(at, 1, "entry removed", "a", removal=True), removed, Healed(at + 2, 1)]
 
 
 def pause(at: float, until: float) -> list[AnyRecord]:
@@ -86,6 +88,10 @@ REJECTED: dict[str, tuple[str, list[AnyRecord]]] = {
     "a removed leader goes on for longer than a watch takes": (
         "one leader at a time",
         in_order(a_term_of_a(), removal(1.5), reads("b", 8, 1.6)),
+    ),
+    "a removal that was done before the term excuses nothing": (
+        "one leader at a time",
+        in_order(removal(0.5, 0.9), a_term_of_a(last=2.4), reads("b", 8, 1.6, valid_until=9)),
     ),
     "a removal long before excuses nothing": (
         "one leader at a time",
@@ -303,6 +309,9 @@ ACCEPTED: dict[str, list[AnyRecord]] = {
     ),
     "a removed leader goes on for as long as a watch takes": in_order(
         a_term_of_a(last=2.4), removal(1.5), reads("b", 8, 1.6, 2.5, valid_until=9)
+    ),
+    "a removal is slow, and done in a term that began meanwhile": in_order(
+        removal(0.9, 1.5), a_term_of_a(last=2.4), reads("b", 8, 1.6, 2.5, valid_until=9)
     ),
     "the register turns an older token away": in_order(
         Registered(1.0, "b", 8, accepted=True),

@@ -24,6 +24,7 @@ from .history import (
     Injected,
     Recorder,
     Remained,
+    Removed,
     Setting,
 )
 from .process import GRACE, Process
@@ -181,6 +182,10 @@ class Scene:
     ) -> None:
         """A fault begins."""
         self.record(Injected(self.now(), number, kind, target, removal, concerns_one))
+
+    def removed(self) -> None:
+        """What an operator was to take away is gone."""
+        self.record(Removed(self.now()))
 
     def healed(self, number: int) -> None:
         """That fault is over."""
