@@ -163,6 +163,7 @@ class TestTheLoop:
             assert not candidate.is_leader()
         # The key is free again, and the body has still not come back.
         wait_until(lambda: free(store), 5, "the rival's release")
+        wait_until(lambda: len(told(events, Elected)) >= 3, 5, "the rival's second term is told")
         assert len(told(events, Elected)) == 3
         assert next(iterator) is False
         assert next(iterator) is True
