@@ -56,7 +56,6 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
         self._made_alone = False
         # Whether only the leader was before it when we looked last.
         self._next_in_line = False
-        self._entering: asyncio.Future[None] | None = None
         # Whether the watch on our entry is set at the server.
         self._guarded = False
         self._unguard: Callable[[], None] = lambda: None
@@ -66,11 +65,10 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
     async def _campaign_on(self, session: ZooKeeperSession) -> Claim | None:
         if session is not self._session:
             # What hung on the old session went with it, seen or not.
-            await self._entered()
             self._forget()
             self._session = session
         self._just_made = self._made_alone = self._next_in_line = False
-        if not self._name or self._entering is not None:
+        if not self._name:
             await self._enter(session)
         session.holders.add(self)
         if not self._guarded or not self._token:
@@ -118,28 +116,10 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
         return None
 
     async def _enter(self, session: ZooKeeperSession) -> None:
-        """Make our entry, unless an earlier attempt of unknown outcome already did."""
-        if self._entering is None:
-            self._entering = asyncio.ensure_future(self._make(session))
-            # Who asked may be gone before it ends: then nobody else takes its exception.
-            self._entering.add_done_callback(lambda made: made.cancelled() or made.exception())
-        # Cancelling us must not leave a write under way whose outcome nobody
-        # waits for: `leave` does.
-        entering = self._entering
-        try:
-            await asyncio.shield(entering)
-        finally:
-            if entering.done():
-                self._entering = None
+        """Make our entry, unless an earlier attempt of unknown outcome already did.
 
-    async def _entered(self) -> None:
-        """Wait for a write that is under way, whatever comes of it; its deadline bounds that."""
-        entering = self._entering
-        if entering is not None:
-            await asyncio.wait([entering])
-            self._entering = None
-
-    async def _make(self, session: ZooKeeperSession) -> None:
+        To cancel this may leave a write under way: who comes next, or leaves, looks for it.
+        """
         connection = session.connection
         if self._attempt:
             await self._find(session)
@@ -351,7 +331,6 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
 
     async def leave(self) -> None:
         self._lost = None
-        await self._entered()
         session = self._session
         if session is not None and session.lease.ended is None:
             self._leaving = True
@@ -386,8 +365,7 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
             return
         self._closed = True
         session = self._session
-        left_over = bool(self._attempt) or self._entering is not None
-        if session is not None and left_over and session.lease.ended is None:
+        if session is not None and self._attempt and session.lease.ended is None:
             # `leave` was given up, and others may keep the session alive: what
             # stands on it would block the election.
             self._election.spawn(self._leave_later(session))

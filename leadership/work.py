@@ -85,6 +85,9 @@ class Works:
 
     def end_kind(self, *kinds: Kind) -> tuple[Work, ...]:
         """End all of these kinds, and say which these were."""
+        if not self._running:
+            # Each of thousands asks this when it enters.
+            return ()
         ended = tuple(work for work in self._running if work.kind in kinds)
         self.end(*ended)
         return ended

@@ -228,9 +228,8 @@ class TestTheEntry:
             await part._slot.session()
             campaign = asyncio.ensure_future(win(part))
             await asyncio.sleep(0)
-            assert part._entering is not None, "the write is not under way"
+            assert part._attempt, "the write is not under way"
             campaign.cancel()
-            await async_wait_until(lambda: part._name, what="its end")
             first, lost = await win(part)
             await asyncio.to_thread(client.delete, f"/{key}/{part._name}")
             await async_wait_until(lambda: lost, what="the loss")
