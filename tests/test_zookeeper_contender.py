@@ -224,6 +224,7 @@ class TestTheEntry:
         self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
     ) -> None:
         async with opened(zookeeper) as backend:
+            await asyncio.to_thread(client.ensure_path, f"/{key}")
             part = contender(backend, key)
             await part._slot.session()
             campaign = asyncio.ensure_future(win(part))
