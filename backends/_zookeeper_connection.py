@@ -148,7 +148,7 @@ class Connection:
             context.clock,
             context.request_timeout,
             self._last_heard_at,
-            lambda: self._no_answer(context.request_timeout),
+            self._silent,
         )
         self._deadlines = Deadlines(context.clock, context.request_timeout)
         self._stopping = threading.Lock()
@@ -355,7 +355,7 @@ class Connection:
         except expected:
             raise
         except kazoo_errors.KazooException as error:
-            raise translate(error, self._servers) from None
+            raise self.translated(error) from None
         finally:
             # A place is kept over broken connections, so that all keep their order.
             if not urgent:
@@ -363,6 +363,16 @@ class Connection:
 
     def _no_answer(self, limit: float) -> StoreUnavailable:
         return StoreUnavailable(f"ZooKeeper at {self._servers} did not answer within {limit:g} s")
+
+    def _silent(self) -> StoreUnavailable:
+        limit = self._context.request_timeout
+        # Those who have the places may all have given up: nobody else would see it.
+        self.give_up(since=self._context.clock.now() - limit)
+        return self._no_answer(limit)
+
+    def translated(self, error: BaseException) -> Exception:
+        """kazoo's exception as one of ours."""
+        return translate(error, self._servers)
 
     def _last_heard_at(self) -> float:
         # A server that is cut off from the others goes on answering pings, and nothing else.

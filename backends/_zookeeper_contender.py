@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from kazoo.exceptions import NoChildrenForEphemeralsError, NoNodeError
+from kazoo.exceptions import NoAuthError, NoChildrenForEphemeralsError, NoNodeError
 
 from ..backend import ReleasePlan
 from ..errors import NotLeader, SessionLost, StoreError
@@ -25,6 +25,10 @@ from ._zookeeper_tree import children_of, data_of, fresh, make_parents, stat_of
 
 if TYPE_CHECKING:
     from ._zookeeper_election import Election
+
+
+# What the server answers to a create that leaves nothing behind.
+_NOT_MADE = (NoNodeError, NoChildrenForEphemeralsError, NoAuthError)
 
 
 class ZooKeeperContender(EntryContender[ZooKeeperSession]):
@@ -126,8 +130,8 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
             if self._name:
                 return
         chance = self._election.context.random.getrandbits(64)
-        self._attempt = self._election.names.unique(session.id, chance)
-        path = f"{self._directory}/{self._attempt}"
+        attempt = self._election.names.unique(session.id, chance)
+        path = f"{self._directory}/{attempt}"
         election = self._election
         # Whether the directory has to be seen to by itself.
         apart = False
@@ -139,9 +143,18 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
             return client.create_async(path, self._value, ephemeral=True, sequence=True)
 
         while True:
+            self._attempt = attempt
             try:
-                made = await connection.request(ask, NoNodeError, NoChildrenForEphemeralsError)
-            except NoNodeError:
+                made = await connection.request(ask, *_NOT_MADE)
+            except _NOT_MADE as error:
+                self._attempt = ""
+                if isinstance(error, NoAuthError):
+                    raise connection.translated(error) from None
+                if isinstance(error, NoChildrenForEphemeralsError):
+                    raise StoreError(
+                        f"{self.key!r} is a key with a ttl, and ZooKeeper lets nothing stand "
+                        "below one: campaign at another key"
+                    ) from None
                 if election.finding_out is not None and not apart:
                     # Of a thousand at once one finds out; the others make both in one step.
                     await election.finding_out.wait()
@@ -149,11 +162,6 @@ class ZooKeeperContender(EntryContender[ZooKeeperSession]):
                 await self._make_directories(connection, path)
                 apart = True
                 continue
-            except NoChildrenForEphemeralsError:
-                raise StoreError(
-                    f"{self.key!r} is a key with a ttl, and ZooKeeper lets nothing stand below "
-                    "one: campaign at another key"
-                ) from None
             if self._is_made(made):
                 return
             # The directory is there, or not to be made so: what that means shows without it.

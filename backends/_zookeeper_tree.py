@@ -48,9 +48,20 @@ def fresh(path: str, read: Ask) -> Ask:
     """`read`, but not before the server has caught up with its leader."""
 
     def ask(client: Any) -> Any:
-        # Both go by the same connection, whose requests are done in their order.
-        client.sync_async(path)
-        return read(client)
+        # Both go by the same connection, whose requests are done in their order. Where it breaks
+        # between them the next one brings the read alone, which says nothing then.
+        synced = client.sync_async(path)
+        answer = client.handler.async_result()
+
+        def judge(done: Any) -> None:
+            error = synced.exception or done.exception
+            if error is None:
+                answer.set(done.value)
+            else:
+                answer.set_exception(error)
+
+        read(client).rawlink(judge)
+        return answer
 
     return ask
 

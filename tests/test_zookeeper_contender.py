@@ -20,11 +20,11 @@ from leadership.backends._zookeeper_connection import opened as opened_connectio
 from leadership.backends._zookeeper_contender import ZooKeeperContender
 from leadership.backends._zookeeper_session import ZooKeeperSession
 from leadership.clock import ManualClock
-from leadership.errors import HandleClosed, StoreUnavailable
+from leadership.errors import AccessDenied, HandleClosed, StoreUnavailable
 
 from .etcd_elections import CLOCK
 from .loops import on_a_loop
-from .servers.fault_proxy import FaultProxy, Mode
+from .servers.fault_proxy import Fate, FaultProxy, Mode
 from .servers.zookeeper import ZooKeeperClient, ZooKeeperServer
 from .waiting import async_wait_until
 from .zookeeper_elections import contender, entries, expire, opened, win
@@ -34,6 +34,15 @@ from .zookeeper_elections import contender, entries, expire, opened, win
 def client(zookeeper: ZooKeeperClient) -> Iterator[KazooClient]:
     with zookeeper.client() as started:
         yield started
+
+
+async def left(part: ZooKeeperContender) -> None:
+    """As a candidacy does it: until it is confirmed."""
+    while True:
+        try:
+            return await part.leave()
+        except StoreUnavailable:
+            await asyncio.sleep(0.1)
 
 
 class TestTheEntry:
@@ -231,6 +240,7 @@ class TestTheEntry:
             await asyncio.sleep(0)
             assert part._attempt, "the write is not under way"
             campaign.cancel()
+            await asyncio.wait([campaign])
             first, lost = await win(part)
             await asyncio.to_thread(client.delete, f"/{key}/{part._name}")
             await async_wait_until(lambda: lost, what="the loss")
@@ -239,6 +249,51 @@ class TestTheEntry:
             assert len(await asyncio.to_thread(entries, client, key)) == 1
             await part.leave()
             await part.close()
+
+    @on_a_loop
+    async def test_who_was_refused_has_nothing_to_look_for_after_it_closed(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    ) -> None:
+        async with opened(zookeeper) as backend:
+            keeper, part = contender(backend, f"{key}-keeper"), contender(backend, key)
+            await win(keeper)
+            await asyncio.to_thread(client.ensure_path, f"/{key}")
+            closed = [make_acl("world", "anyone", admin=True, delete=True)]
+            await asyncio.to_thread(client.set_acls, f"/{key}", closed)
+            with pytest.raises(AccessDenied):
+                await win(part)
+            await part.leave()
+            await part.close()
+            assert not backend._election._tasks
+            await keeper.leave()
+            await keeper.close()
+
+    @on_a_loop
+    async def test_who_leaves_a_silent_server_does_not_wait_for_those_who_gave_up(
+        self, zookeeper: ZooKeeperClient, client: KazooClient, key: str
+    ) -> None:
+        with FaultProxy(int(zookeeper.endpoint.rpartition(":")[2])) as relay:
+            async with opened(ZooKeeperClient([relay.endpoint])) as backend:
+                keeper = contender(backend, f"{key}-keeper", ttl=60)
+                await win(keeper)
+                # It would find the silence too.
+                keeper._session._renew = asyncio.Event().wait
+                await asyncio.to_thread(client.ensure_path, f"/{key}")
+                parts = [contender(backend, key, ttl=60) for _ in range(150)]
+                relay.catch(b"__lock__", Fate.REPLY_LATE)
+                campaigns = [asyncio.ensure_future(win(part)) for part in parts]
+                window = keeper._session.connection._window
+                await async_wait_until(lambda: window._waiting, what="a full window")
+                for campaign in campaigns:
+                    campaign.cancel()
+                await asyncio.wait(campaigns)
+                async with asyncio.timeout(15):
+                    await asyncio.gather(*(left(part) for part in parts))
+                for part in parts:
+                    await part.close()
+                assert await asyncio.to_thread(entries, client, key) == []
+                await keeper.leave()
+                await keeper.close()
 
     @on_a_loop
     async def test_closing_at_any_moment_leaves_no_entry_on_a_session_that_lives_on(
