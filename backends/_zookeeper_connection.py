@@ -357,7 +357,7 @@ class Connection:
         except kazoo_errors.KazooException as error:
             raise self.translated(error) from None
         finally:
-            # A place is kept over broken connections, so that all keep their order.
+            # A place is kept over broken connections: who queues does not overtake who had one.
             if not urgent:
                 self._give_place_back(answer)
 

@@ -94,7 +94,9 @@ def test_what_is_given_up_has_its_place_until_the_server_answers(
         store.core.call(scenario)
 
 
-def test_over_a_broken_connection_all_keep_their_order(make_own_zookeeper: MakeZooKeeper) -> None:
+def test_who_queues_does_not_overtake_who_is_sent_again_over_a_broken_connection(
+    make_own_zookeeper: MakeZooKeeper,
+) -> None:
     server = make_own_zookeeper()
     with new_store(server.url) as store:
         assert store.get("x") is None
@@ -108,12 +110,13 @@ def test_over_a_broken_connection_all_keep_their_order(make_own_zookeeper: MakeZ
                 answered.append(number)
 
             server.pause()
-            # Half of them are under way, the others queue.
+            # Half of them are under way, the others queue. Which of the first kazoo has sent, and
+            # which it keeps for the next connection, is its own matter.
             asked = [asyncio.ensure_future(ask(number)) for number in range(2 * _WINDOW)]
             await settle()
             connection._handler.give_up()
             server.resume()
             await asyncio.gather(*asked)
-            assert answered == list(range(2 * _WINDOW))
+            assert set(answered[:_WINDOW]) == set(range(_WINDOW))
 
         store.core.call(scenario)
