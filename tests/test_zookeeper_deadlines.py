@@ -94,7 +94,7 @@ def test_what_is_given_up_has_its_place_until_the_server_answers(
         store.core.call(scenario)
 
 
-def test_who_queues_does_not_overtake_who_is_sent_again_over_a_broken_connection(
+def test_over_a_broken_connection_who_was_sent_keeps_its_place_before_the_queue(
     make_own_zookeeper: MakeZooKeeper,
 ) -> None:
     server = make_own_zookeeper()
@@ -103,20 +103,21 @@ def test_who_queues_does_not_overtake_who_is_sent_again_over_a_broken_connection
 
         async def scenario() -> None:
             connection = await backend_of(store)._shared.connection()
-            answered: list[int] = []
 
-            async def ask(number: int) -> None:
-                await connection.request(data_of("/zookeeper"), repeatable=True)
-                answered.append(number)
+            def ask() -> asyncio.Task[object]:
+                asking = connection.request(data_of("/zookeeper"), repeatable=True)
+                return asyncio.ensure_future(asking)
 
             server.pause()
-            # Half of them are under way, the others queue. Which of the first kazoo has sent, and
-            # which it keeps for the next connection, is its own matter.
-            asked = [asyncio.ensure_future(ask(number)) for number in range(2 * _WINDOW)]
-            await settle()
+            # Half of them are under way, the others queue.
+            asked = [ask() for _ in range(2 * _WINDOW)]
+            sending = connection._client._queue
+            await async_wait_until(lambda: connection._outstanding and not sending, what="all sent")
             connection._handler.give_up()
+            await async_wait_until(lambda: not connection.is_connected, what="the break")
+            await settle()
+            assert len(connection._window._waiting) == _WINDOW
             server.resume()
             await asyncio.gather(*asked)
-            assert set(answered[:_WINDOW]) == set(range(_WINDOW))
 
         store.core.call(scenario)
