@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
 import re
@@ -96,7 +97,8 @@ class Client:
             try:
                 with urllib.request.urlopen(self._url, timeout=10) as answer:
                     self.answers.append(answer.read().decode())
-            except OSError:
+            except (OSError, http.client.HTTPException):
+                # Refused, or cut off in the middle of an answer, as its leader is killed.
                 self.answers.append("")
 
     def next_leader(self, *former: str) -> str:
