@@ -82,6 +82,10 @@ class Entrant(ABC):
     def is_leader(self) -> bool:
         """Whether we lead, as users of this library ask."""
 
+    def question(self) -> Callable[[], bool]:
+        """What they call for that, to be timed by itself."""
+        return self.is_leader
+
     def proclaim(self, value: str) -> None:
         """Change what followers are told; called while we lead."""
         raise NotImplementedError

@@ -79,6 +79,10 @@ class Ground(ABC):
     def requests(self) -> int:
         """How many messages clients have sent, renewals among them."""
 
+    def acts(self) -> int:
+        """How many messages were no renewal of one session among many."""
+        return self.requests()
+
     @abstractmethod
     def writes(self) -> int:
         """How many changes the store has made, sessions and leases among them."""
@@ -104,12 +108,12 @@ class Ground(ABC):
             threading.Event().wait(0.5)
 
     def settle(self, quiet: float = 1.0, patience: float = 60.0) -> None:
-        """Return once the store has been asked next to nothing for `quiet` seconds."""
+        """Return once the store has been asked next to nothing new for `quiet` seconds."""
         deadline = CLOCK.now() + patience
-        before = self.requests()
+        before = self.acts()
         while CLOCK.now() < deadline:
             threading.Event().wait(quiet)
-            now = self.requests()
+            now = self.acts()
             if now - before < 20 * quiet:
                 return
             before = now
@@ -223,6 +227,10 @@ class ConsulGround(Ground):
 
     def requests(self) -> int:
         return len(self._relay.asked)
+
+    def acts(self) -> int:
+        # Each candidate has two sessions here: those of many are never all quiet.
+        return sum("/session/renew/" not in asked.path for asked in self._relay.asked)
 
     def writes(self) -> int:
         return self._server.writes()

@@ -104,14 +104,16 @@ class Grown:
         if self.crowd.role is Role.OURS:
             self.ground.clear()
         with self.process("candidates") as process:
-            _, cut = self._entered(process)
-            self.ground.settle()
-            ground = self.ground
-            writes, told = ground.writes(), ground.wake_ups()
-            process.order("resign")
-            passed = process.wait("resign", PATIENCE + 10)["seconds"]
-            ground.settle()
-            writes, told = ground.writes() - writes, ground.wake_ups() - told
+            entered, cut = self._entered(process)
+            passed = None
+            if entered["number"]:
+                ground = self.ground
+                ground.settle()
+                writes, told = ground.writes(), ground.wake_ups()
+                process.order("resign")
+                passed = process.wait("resign", PATIENCE + 10)["seconds"]
+                ground.settle()
+                writes, told = ground.writes() - writes, ground.wake_ups() - told
         if passed is None:
             # The counts would be those of the crowd that is still coming.
             note = cut or f"nobody led within {PATIENCE:g} s"

@@ -10,6 +10,7 @@ stamps: what the stamps cost is the difference to the last line.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import statistics
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from bench.entrants import Entrant, Role
 from bench.grounds import GROUNDS, Ground
 from bench.stamps import RESIGNS, Stamped
-from bench.trials import PATIENCE, EntrantProcess, Trials
+from bench.trials import PATIENCE, EntrantProcess, Trials, in_turns
 
 CALLED, TRUE = "the call", "the other's thread has its True"
 
@@ -62,9 +63,13 @@ def table(measured: Sequence[dict[str, float]]) -> list[str]:
     return [f"{1000 * at:8.2f}  {step}\n" for at, step in sorted(rows)]
 
 
-def beside(ground: Ground) -> list[type[Entrant]]:
-    """The floors, and ours."""
-    return [each for each in ground.entrants if each.role in (Role.FLOOR, Role.OURS)]
+def beside(ground: Ground, trials: int) -> list[tuple[type[Entrant], list[float]]]:
+    """The floors, and ours, without stamps: the seconds of each hand-over."""
+    entrants = [each for each in ground.entrants if each.role is not Role.RIVAL]
+    with contextlib.ExitStack() as stack:
+        handed_over = [Trials(each, ground.url, ground.ttl).resigned() for each in entrants]
+        sources = [(stack.enter_context(contextlib.closing(each)), trials) for each in handed_over]
+        return list(zip(entrants, in_turns(sources), strict=True))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -79,10 +84,9 @@ def main(arguments: Sequence[str]) -> None:
         with GROUNDS[name]() as ground:
             write(f"\n{name} {ground.version}: milliseconds from the call, medians\n")
             sys.stdout.writelines(table(stepped(ground, wanted.trials)))
-            for entrant in beside(ground):
-                times = Trials(entrant, ground.url, ground.ttl).resigned(wanted.trials)
+            for entrant, times in beside(ground, wanted.trials):
                 write(f"{1000 * statistics.median(times):8.2f}  in all: {entrant.title}\n")
-                sys.stdout.flush()
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ class Ours(Entrant):
     def is_leader(self) -> bool:
         return self._candidate.is_leader()
 
+    def question(self) -> Callable[[], bool]:
+        return self._candidate.is_leader
+
     def proclaim(self, value: str) -> None:
         self._candidate.proclaim(value)
 

@@ -29,7 +29,7 @@ def say(event: str, **fields: Any) -> None:
 
 def asked_often(entrant: Entrant, times: int) -> float:
     """Seconds that one question takes whether we lead, of so many one after the other."""
-    is_leader = entrant.is_leader
+    is_leader = entrant.question()
     began = now()
     for _ in range(times):
         is_leader()

@@ -1,8 +1,9 @@
-"""What is measured between two processes, one entrant after the other on the same server."""
+"""What is measured between two processes, each entrant on the same server."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.entrants import Entrant, Role
@@ -10,7 +11,7 @@ from bench.figures import Bar, Figure, Of
 from bench.grounds import Ground
 from bench.ours import Ours
 from bench.plan import Plan
-from bench.trials import Trials
+from bench.trials import Trials, in_turns
 
 HAND_OVER = "hand-over: resign -> the other's True"
 FAIL_OVER = "fail-over: SIGKILL -> the other's True"
@@ -52,62 +53,57 @@ def row(
 def rounds_on(ground: Ground, plan: Plan) -> Iterator[Round]:
     """All that two processes on one key of a store show."""
 
-    def timed(
-        what: str,
-        entrant: type[Entrant],
-        trials: int,
-        seconds: float,
-        measure: Callable[[Trials, int], list[float]],
-        *bars: Bar,
-        unit: str = "s",
-    ) -> Round:
-        blank = row(what, ground.name, entrant, unit, bars)
-
-        def measured(done: Progress) -> Iterator[Figure]:
-            of_entrant = Trials(entrant, ground.url, ground.ttl, done=done)
-            yield blank.with_values(measure(of_entrant, trials))
-
-        return Round(blank, trials, seconds, measured)
-
-    resigned = {
-        Role.OURS: plan.resigned,
-        Role.FLOOR: plan.resigned_floor,
-        Role.RIVAL: plan.resigned_rival,
-    }
-    for entrant in ground.entrants:
-        yield timed(
-            HAND_OVER,
-            entrant,
-            resigned[entrant.role],
-            0.5,
-            Trials.resigned,
-            Bar(Of.RATIO, 1.5),
-            Bar(Of.P99, 0.060),
-        )
-    for entrant in ground.entrants:
-        # The other floors add what only a hand-over needs.
-        if entrant.can_follow() and (
-            entrant is ground.entrants[0] or entrant.role is not Role.FLOOR
-        ):
-            yield timed(
-                TOLD,
-                entrant,
-                plan.told_rival if entrant.role is Role.RIVAL else plan.told,
-                0.5,
-                Trials.told,
-                Bar(Of.RATIO, 1.5),
-            )
+    own = [each for each in ground.entrants if each.role is not Role.RIVAL]
+    rivals = [each for each in ground.entrants if each.role is Role.RIVAL]
+    resigned = {Role.OURS: plan.resigned, Role.FLOOR: plan.resigned_floor}
+    hand_over = (Bar(Of.RATIO, 1.5), Bar(Of.P99, 0.060))
+    for together in (own, *([each] for each in rivals)):
+        numbers = [resigned.get(each.role, plan.resigned_rival) for each in together]
+        yield _in_turns(HAND_OVER, ground, together, numbers, Trials.resigned, *hand_over)
+    # The other floors add what only a hand-over needs.
+    told: list[type[Entrant]] = [ground.entrants[0], Ours]
+    for together in (told, *([each] for each in rivals if each.can_follow())):
+        number = plan.told if together is told else plan.told_rival
+        numbers = [number] * len(together)
+        yield _in_turns(TOLD, ground, together, numbers, Trials.told, Bar(Of.RATIO, 1.5))
     contending = [each for each in ground.entrants if each.role is not Role.FLOOR]
     for entrant in contending:
         yield _lost(ground, entrant, plan)
-        yield timed(
-            ASKED,
-            entrant,
-            plan.asked,
-            0.2,
-            lambda of_entrant, trials: of_entrant.asked(trials, ASKED_AT_ONCE),
-            Bar(Of.MEDIAN, 1e-6),
-        )
+        yield _asked(ground, entrant, plan)
+
+
+def _in_turns(
+    what: str,
+    ground: Ground,
+    entrants: Sequence[type[Entrant]],
+    numbers: Sequence[int],
+    measure: Callable[[Trials], Generator[float]],
+    *bars: Bar,
+) -> Round:
+    """Entrants that are compared take turns, for the machine is not as fast at all times."""
+    blanks = [row(what, ground.name, entrant, bars=bars) for entrant in entrants]
+
+    def measured(done: Progress) -> Iterator[Figure]:
+        with contextlib.ExitStack() as stack:
+            sources = []
+            for entrant, number in zip(entrants, numbers, strict=True):
+                trials = Trials(entrant, ground.url, ground.ttl, done=done)
+                sources.append((stack.enter_context(contextlib.closing(measure(trials))), number))
+            values = in_turns(sources)
+        for blank, drawn in zip(blanks, values, strict=True):
+            yield blank.with_values(drawn)
+
+    return Round(blanks[-1], sum(numbers), 0.5, measured)
+
+
+def _asked(ground: Ground, entrant: type[Entrant], plan: Plan) -> Round:
+    blank = row(ASKED, ground.name, entrant, bars=(Bar(Of.MEDIAN, 1e-6),))
+
+    def measured(done: Progress) -> Iterator[Figure]:
+        trials = Trials(entrant, ground.url, ground.ttl, done=done)
+        yield blank.with_values(trials.asked(plan.asked, ASKED_AT_ONCE))
+
+    return Round(blank, plan.asked, 0.2, measured)
 
 
 def _lost(ground: Ground, entrant: type[Entrant], plan: Plan) -> Round:

@@ -9,12 +9,13 @@ must not always be met at the same moment.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import random
 import signal
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bench.entrants import Entrant, Place
@@ -89,21 +90,20 @@ class Trials:
             self.pause()
             yield first, second
 
-    def resigned(self, trials: int) -> list[float]:
-        """Seconds from the call that resigns to the other's True."""
-        times = []
+    def resigned(self) -> Generator[float]:
+        """Seconds from the call that resigns to the other's True, one trial after the other."""
         with self.pair() as pair:
             leader, other = pair
-            for _ in range(trials):
+            while True:
                 self.pause()
                 leader.order("resign")
                 called = leader.wait("resigning", PATIENCE)["at"]
-                times.append(other.wait("standing", PATIENCE, leader=True)["at"] - called)
+                led = other.wait("standing", PATIENCE, leader=True)["at"]
                 leader.wait("standing", PATIENCE, leader=False)
                 leader.order("contend")
                 leader, other = other, leader
                 self.done()
-        return times
+                yield led - called
 
     def lost(self, killed: int, asleep: int, abreast: int) -> tuple[list[float], list[bool]]:
         """Leaders that are killed, and some that sleep until another leads.
@@ -150,21 +150,20 @@ class Trials:
         said: bool = leader.wait("checked", PATIENCE)["leader"]
         return said
 
-    def told(self, trials: int) -> list[float]:
+    def told(self) -> Generator[float]:
         """Seconds from the call that changes the leader's value to the follower's knowing it."""
-        times = []
         with self.processes("candidate", "follower") as (leader, follower):
             leader.order("contend")
             leader.wait("standing", PATIENCE, leader=True)
             follower.order("follow")
             self.pause()
-            for number in range(trials):
+            for number in itertools.count():
                 self.pause()
                 leader.order(f"proclaim {number}")
                 called = leader.wait("proclaiming", PATIENCE)["at"]
-                times.append(follower.wait("told", PATIENCE, value=str(number))["at"] - called)
+                told = follower.wait("told", PATIENCE, value=str(number))["at"]
                 self.done()
-        return times
+                yield told - called
 
     def asked(self, trials: int, times: int) -> list[float]:
         """Seconds that the leader needs to answer whether it leads; the mean of `times` each."""
@@ -177,6 +176,17 @@ class Trials:
                 answers.append(leader.wait("timed", PATIENCE)["seconds"])
                 self.done()
             return answers
+
+
+def in_turns(measured: Sequence[tuple[Iterator[float], int]]) -> list[list[float]]:
+    """So many values of each, drawn evenly: a slower minute of the machine befalls all alike."""
+    most = max(number for _, number in measured)
+    drawn: list[list[float]] = [[] for _ in measured]
+    for turn in range(1, most + 1):
+        for values, (source, number) in zip(drawn, measured, strict=True):
+            if len(values) * most < turn * number:
+                values.append(next(source))
+    return drawn
 
 
 def heading() -> str:
