@@ -107,6 +107,13 @@ class Ground(ABC):
                 raise TimeoutError(f"{left} sessions are still there after {patience:g} s")
             threading.Event().wait(0.5)
 
+    def recover(self) -> None:  # noqa: B027
+        """Return once new clients are served: what a killed crowd had open may be closed late.
+
+        Raises:
+            OSError: they are not within a minute.
+        """
+
     def settle(self, quiet: float = 1.0, patience: float = 60.0) -> None:
         """Return once the store has been asked next to nothing new for `quiet` seconds."""
         deadline = CLOCK.now() + patience
@@ -231,6 +238,17 @@ class ConsulGround(Ground):
     def acts(self) -> int:
         # Each candidate has two sessions here: those of many are never all quiet.
         return sum("/session/renew/" not in asked.path for asked in self._relay.asked)
+
+    def recover(self) -> None:
+        deadline = CLOCK.now() + 60
+        while True:
+            try:
+                self._server.sessions()
+                return
+            except OSError:
+                if CLOCK.now() > deadline:
+                    raise
+                threading.Event().wait(0.5)
 
     def writes(self) -> int:
         return self._server.writes()

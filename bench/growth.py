@@ -68,6 +68,7 @@ class Grown:
         return self.plan.cut_rival if rival else self.plan.cut
 
     def process(self, kind: str) -> CrowdProcess:
+        self.ground.recover()
         url = self.ground.counted_url if kind == "candidates" else self.ground.url
         return CrowdProcess(self.crowd, url, kind, self.size, TTL, self.cut)
 
