@@ -38,6 +38,9 @@ REPLACED = "another holds the key at the store"
 # Seconds by which each next in rank waits longer for those before it to try.
 _STEP = 0.2
 
+# Seconds in which who has won is told of it, before it watches its key.
+_TOLD_FIRST = 0.003
+
 # Seconds after which the next in rank tries again what a lock-delay, whose end is not told,
 # has refused. Those behind it are refused as well: they leave it more time each time.
 _LOCK_DELAYED = 0.5
@@ -66,6 +69,8 @@ class ConsulContender(Contender):
         self._held: ConsulEntry | None = None
         # Whether it was handed to us: then we do not hand it on.
         self._handed = False
+        # Before our write that took it; it is not known when it was handed to us.
+        self._taken_at = -math.inf
         self._place: Place | None = None
         # The sessions of those who wait before us, as far as we know.
         self._ahead: list[str] = []
@@ -110,10 +115,7 @@ class ConsulContender(Contender):
                 continue
             if won is not None:
                 self._lost = lost
-                self._tasks = [
-                    asyncio.ensure_future(self._guard(session, won)),
-                    asyncio.ensure_future(self._attendance.watch()),
-                ]
+                self._tasks = [asyncio.ensure_future(self._watch(session, won))]
                 return claim(won.token, session.lease)
 
     async def _campaign_on(self, session: ConsulSession) -> ConsulEntry | None:
@@ -171,7 +173,7 @@ class ConsulContender(Contender):
             if entry is None or entry.session != session.id or entry.flags != LOCK_FLAGS:
                 return None
             self._handed = self._held is None and not self._unsure
-            self._held, self._place = entry, None
+            self._held, self._place, self._taken_at = entry, None, -math.inf
             if session.lease.is_valid():
                 return entry
             await self._until_confirmed(session, feed)
@@ -233,10 +235,12 @@ class ConsulContender(Contender):
         # Until it is answered it may have been done, or may still be, long after. Not
         # repeated out of sight: a try whose answer never came has to be remembered.
         self._unsure, unsure = True, self._unsure
+        sent_at = self._clock.now()
         done = await self._election.agents.transact(*operations, repeatable=False)
         self._unsure = unsure
         if not isinstance(done, Refused):
             self._held, self._place, self._handed = done[-1], None, False
+            self._taken_at = sent_at
             self._delays = 0
             return self._held
         if done.because("lock delay"):
@@ -278,6 +282,13 @@ class ConsulContender(Contender):
                     return await self._election.watches.read_for(feed)
 
     # --- while it leads ---
+
+    async def _watch(self, session: ConsulSession, won: ConsulEntry) -> None:
+        """What a leader has to know, once whoever waits for it has been told that it leads."""
+        # To make a request takes longer than to tell, and an interpreter does one at a time.
+        await self._clock.sleep(_TOLD_FIRST)
+        attending = self._attendance.watch(won.modify_index, self._taken_at)
+        await asyncio.gather(self._guard(session, won), attending)
 
     async def _guard(self, session: ConsulSession, won: ConsulEntry) -> None:
         """Tell at once when the store says that our entry is over."""

@@ -8,6 +8,7 @@ key as other clients do.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -130,7 +131,8 @@ def _holding(name: str, session: str, waiting: Waiting) -> dict[str, object]:
 class Attendance:
     """Who waits for one key, as its leader sees it: a waiter is handed the key only while
 
-    it has just shown that it is alive. How old the first sight of a place is, is not known.
+    it has just shown that it is alive. Of a place that is there at the first sight no more is
+    known than whether it was refreshed after the leader's own entry was written.
     """
 
     def __init__(self, watches: Watches, key: str, context: Context) -> None:
@@ -139,26 +141,34 @@ class Attendance:
         self._clock = context.clock
         self._seen: dict[str, tuple[Place, float]] = {}
 
-    async def watch(self) -> None:
-        """Take notice until cancelled, or until the token turns out to have no rights there."""
+    async def watch(self, entered: int, entered_at: float) -> None:
+        """Take notice until cancelled, or until the token turns out to have no rights there.
+
+        Args:
+            entered: the index at which the leader's own entry was written.
+            entered_at: seconds on the clock; not after that was done.
+        """
         while True:
             self._seen = {}
             with contextlib.suppress(StoreError):
                 try:
-                    await self._follow()
+                    await self._follow(entered, entered_at)
                 except AccessDenied:
                     return
             await self._clock.sleep(1.0)
 
-    async def _follow(self) -> None:
+    async def _follow(self, entered: int, entered_at: float) -> None:
         first = True
         async with contextlib.aclosing(self._watches.states(self._target)) as states:
             async for snapshot in states:
-                at = float("-inf") if first else self._clock.now()
+                now = self._clock.now()
                 before, self._seen = self._seen, {}
                 for place in places_in(snapshot.entries):
                     former = before.get(place.name)
                     same = former is not None and former[0] == place
+                    at = now
+                    if first:
+                        at = entered_at if place.refreshed_at > entered else -math.inf
                     self._seen[place.name] = former if same and former else (place, at)
                 first = False
 

@@ -27,6 +27,8 @@ _LONGEST_PAUSE_REFUSED = 2.0
 # What woke a query may have been somebody else's key, again and again.
 _PAUSE_UNCHANGED = 0.02
 _LONGEST_PAUSE_UNCHANGED = 0.25
+# Who was told something acts on it before the next query is made: a candidate may have won.
+_PAUSE_CHANGED = 0.003
 
 # Beyond so many queries, keys share one on their common directory: an agent
 # takes 200 connections from one address by default.
@@ -187,7 +189,10 @@ class _Query:
                 continue
             self._index, self._last = snapshot.index, snapshot
             news = [feed.take(snapshot, restarted) for feed in list(self.feeds)]
-            if any(news) or context.clock.now() - began >= self._wait:
+            if any(news):
+                pause = 0.0
+                await context.clock.sleep(_PAUSE_CHANGED)
+            elif context.clock.now() - began >= self._wait:
                 pause = 0.0
             else:
                 pause = min(_LONGEST_PAUSE_UNCHANGED, max(_PAUSE_UNCHANGED, 2 * pause))

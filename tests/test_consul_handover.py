@@ -112,6 +112,53 @@ class TestHandingOver:
             )
         waiting.result(10)
 
+    def test_who_came_since_the_leader_did_is_next_though_it_was_there_at_the_first_sight(
+        self, consul: ConsulClient, key: str
+    ) -> None:
+        async def scenario() -> None:
+            async with opened(consul.endpoint) as one, opened(consul.endpoint) as two:
+                first, second = contender(one, key), contender(two, key, b"b")
+                await win(first)
+                # It has not looked yet.
+                await first._stop_tasks()
+                first._attendance._seen = {}
+                waiting = asyncio.ensure_future(win(second))
+                await async_wait_until(lambda: places(consul, key), 10, "the second's place")
+                first._tasks = [asyncio.ensure_future(first._watch(first._session, first._held))]
+                await async_wait_until(lambda: first._attendance._seen, 10, "the leader's notice")
+                assert first._attendance.successor(10) is not None
+                await first.leave()
+                await waiting
+                assert second._handed
+                await second.leave()
+                for each in (first, second):
+                    await each.close()
+
+        asyncio.run(scenario())
+
+    def test_who_was_silent_since_before_the_leader_came_is_not_next_at_the_first_sight(
+        self, consul: ConsulClient, key: str
+    ) -> None:
+        sessions = [
+            consul.api("PUT", "session/create", {"Behavior": each, "LockDelay": "0s"})["ID"]
+            for each in ("release", "delete")
+        ]
+        silent = json.dumps({"session": sessions[0], "value": "", "refreshed": 0}).encode()
+        consul.put(f"{key}.waiting/{sessions[0]}", silent, acquire=sessions[1])
+
+        async def scenario() -> None:
+            async with opened(consul.endpoint) as one:
+                first = contender(one, key)
+                await win(first)
+                await async_wait_until(lambda: first._attendance._seen, 10, "the leader's notice")
+                assert first._attendance.successor(10) is None
+                await first.leave()
+                await first.close()
+
+        asyncio.run(scenario())
+        for session in sessions:
+            consul.destroy_session(session)
+
     def test_who_was_not_seen_alive_of_late_is_not_handed_the_key(
         self, consul: ConsulClient, consul_store: Store, key: str, pool: ThreadPoolExecutor
     ) -> None:
