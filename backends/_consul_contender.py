@@ -318,6 +318,10 @@ class ConsulContender(Contender):
             and entry.create_index == won.create_index
         )
 
+    def may_have_place(self) -> bool:
+        # Who leads has none, unless a write of unknown outcome made one.
+        return self._lost is None or self._unsure
+
     def entry_gone(self, reason: str) -> None:
         """Told by the session: it is gone, and with it all that hung on it."""
         self._tell(reason)

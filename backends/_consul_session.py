@@ -7,7 +7,7 @@ import contextlib
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -87,10 +87,17 @@ async def renew_session(agents: Agents, session: str, timeout: float) -> float:
     return seconds_of(renewed[0].TTL)
 
 
+class Contending(Holder, Protocol):
+    """Whose key and place hang on the session."""
+
+    def may_have_place(self) -> bool:
+        """Whether it waits, or something that it wrote may still make it wait."""
+
+
 class ConsulSession(RenewedSession):
     """One session that lets go of its keys when it ends, for the keys of elections.
 
-    And, once somebody waits, a second one whose end removes its keys, for the
+    And, while somebody waits, a second one whose end removes its keys, for the
     waiters' places. The server keeps a session for twice its ttl; half of that
     is what we believe in, so nobody needs a lock-delay.
     """
@@ -112,10 +119,12 @@ class ConsulSession(RenewedSession):
         self._ttls = ttls
         # A renewal that is answered after this does not count: another session is made.
         self._kept_until = math.inf
-        self.holders: set[Holder] = set()
+        self.holders: set[Contending] = set()
         # What undoes the writes of unknown outcome of contenders that left, by key.
         self.sweeps: dict[str, asyncio.Future[Any]] = {}
         self._waiting: str | None = None
+        # When it was seen last that somebody may have a place.
+        self._waited_at = -math.inf
         self._making: asyncio.Future[str] | None = None
 
     @classmethod
@@ -170,6 +179,7 @@ class ConsulSession(RenewedSession):
         self._making = None
         if not making.cancelled() and making.exception() is None:
             self._waiting = making.result()
+            self._waited_at = self._clock.now()
 
     @property
     def ids(self) -> list[str]:
@@ -214,11 +224,23 @@ class ConsulSession(RenewedSession):
         if self._task is not None:
             self._ttls.tell(self._asked, granted)
         if self._waiting is not None:
-            await self._renew_waiting(self._waiting, limit)
+            await self._keep_waiting(self._waiting, limit)
 
     def _confirm(self, sent_at: float, seconds: float) -> None:
         self._kept_until = sent_at + seconds
         self.lease.confirm(sent_at, seconds)
+
+    async def _keep_waiting(self, waiting: str, limit: float) -> None:
+        """Renew the session for places; end one that nobody has needed for a ttl."""
+        now = self._clock.now()
+        if self.sweeps or any(holder.may_have_place() for holder in self.holders):
+            self._waited_at = now
+        if now - self._waited_at < self.ttl:
+            await self._renew_waiting(waiting, limit)
+        else:
+            # Forgotten first: who comes meanwhile makes another one.
+            self.forget_waiting()
+            await destroy_session(self._agents, waiting, limit)
 
     async def _renew_waiting(self, waiting: str, limit: float) -> None:
         """The places are not worth the lead: trouble with them is not that of the lease."""

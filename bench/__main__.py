@@ -9,6 +9,7 @@ All entrants meet on the same servers in one run. Writes a table to the terminal
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -115,8 +116,9 @@ def main() -> None:
     for ground in grounds:
         of_ground = (*rounds_on(ground, plan), *idle_on(ground, plan), *growth_on(ground, plan))
         played.append((ground, list(of_ground)))
+    load = os.getloadavg()[0]
     run.play(played)
-    machine = this_machine(run.servers)
+    machine = this_machine(run.servers, load)
     figures = Figures(run.rows)
     show(console, machine, figures)
     wanted.out.mkdir(parents=True, exist_ok=True)

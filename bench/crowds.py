@@ -176,7 +176,7 @@ class OurCrowd(OnLoop):
         assert self._leading is not None
         self.told.reset()
         began = CLOCK.now()
-        self.run(self._leading.stop())
+        self.run(self._leading.resign())
         return self.told.since(began, 1)
 
     async def _follow(self) -> None:

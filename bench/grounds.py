@@ -6,6 +6,7 @@ import contextlib
 import re
 import threading
 from abc import ABC, abstractmethod
+from http.client import HTTPException
 from typing import ClassVar, Self
 
 from bench.crowds import CLOCK, Crowd, FloorCrowd, OurCrowd
@@ -23,6 +24,7 @@ from bench.rival_kazoo import KazooElection
 from bench.rival_tooz import ToozElection, ToozLock, ToozZooKeeperLock
 from tests.etcd_elections import leases
 from tests.servers.consul import ConsulServer
+from tests.servers.consul_client import ConsulError
 from tests.servers.consul_relay import Asked, ConsulRelay, Told
 from tests.servers.etcd import EtcdServer
 from tests.servers.zookeeper import ZooKeeperServer, ask
@@ -107,23 +109,30 @@ class Ground(ABC):
                 raise TimeoutError(f"{left} sessions are still there after {patience:g} s")
             threading.Event().wait(0.5)
 
-    def recover(self) -> None:  # noqa: B027
+    def wait_for_service(self) -> None:  # noqa: B027
         """Return once new clients are served: what a killed crowd had open may be closed late.
 
         Raises:
-            OSError: they are not within a minute.
+            TimeoutError: they are not within a minute.
         """
 
-    def settle(self, quiet: float = 1.0, patience: float = 60.0) -> None:
-        """Return once the store has been asked next to nothing new for `quiet` seconds."""
+    def settle(self, quiet: float = 2.0, patience: float = 60.0) -> bool:
+        """Return once the store has been asked next to nothing new for `quiet` seconds.
+
+        That is longer than a disk has been seen to hold up a commit.
+
+        Returns:
+            False: it never was, in so many seconds of patience.
+        """
         deadline = CLOCK.now() + patience
         before = self.acts()
         while CLOCK.now() < deadline:
             threading.Event().wait(quiet)
             now = self.acts()
             if now - before < 20 * quiet:
-                return
+                return True
             before = now
+        return False
 
 
 class EtcdGround(Ground):
@@ -202,6 +211,21 @@ class ZooKeeperGround(Ground):
         return int(ephemerals)
 
 
+PLACES = ".waiting/"
+"""How the keys end below which ours wait on Consul."""
+
+
+def _refreshes(asked: Asked) -> bool:
+    """Whether it shows that who is next is alive."""
+    done = [(each["Verb"], PLACES in each["Key"]) for each in asked.operations]
+    return done == [("check-index", True), ("lock", True)]
+
+
+def _keeps(asked: Asked) -> bool:
+    """Whether it only keeps what there is: a renewal."""
+    return "/session/renew/" in asked.path or _refreshes(asked)
+
+
 class ConsulGround(Ground):
     """With Consul's default timings, under which a session lives 10 s and expires within 20 s."""
 
@@ -223,35 +247,39 @@ class ConsulGround(Ground):
         self.counted_url = self._server.url_of(self._relay.endpoint)
         self.version = self._server.version
         self._told = 0
+        self._waiting: set[tuple[str, int]] = set()
         self._relay.after = self._answered
 
     def _answered(self, asked: Asked, told: Told) -> Told:
         # A long poll that is begun, or ends with its time, was told nothing.
         index = asked.query.get("index")
         if index is not None and int(told.headers["X-Consul-Index"]) > int(index):
-            self._told += 1
+            there = {(each["Key"], each["CreateIndex"]) for each in told.content or ()}
+            self._told += not asked.path.endswith(PLACES) or there != self._waiting
+            if asked.path.endswith(PLACES):
+                self._waiting = there
         return told
 
     def requests(self) -> int:
         return len(self._relay.asked)
 
     def acts(self) -> int:
-        # Each candidate has two sessions here: those of many are never all quiet.
-        return sum("/session/renew/" not in asked.path for asked in self._relay.asked)
+        # Each candidate has a session here, or two: those of many are never all quiet.
+        return sum(not _keeps(asked) for asked in self._relay.asked)
 
-    def recover(self) -> None:
+    def wait_for_service(self) -> None:
         deadline = CLOCK.now() + 60
         while True:
-            try:
+            with contextlib.suppress(OSError, HTTPException, ConsulError):
                 self._server.sessions()
                 return
-            except OSError:
-                if CLOCK.now() > deadline:
-                    raise
-                threading.Event().wait(0.5)
+            if CLOCK.now() > deadline:
+                raise TimeoutError("Consul serves no new client")
+            threading.Event().wait(0.5)
 
     def writes(self) -> int:
-        return self._server.writes()
+        # The place of who is next is refreshed as a session is, but by a write.
+        return self._server.writes() - sum(_refreshes(asked) for asked in self._relay.asked)
 
     def wake_ups(self) -> int:
         return self._told

@@ -2,9 +2,8 @@
 
     python -m bench.handover [--stores etcd zookeeper consul] [--trials 40]
 
-The same two processes as in the benchmark, with a stamp of CLOCK_BOOTTIME at each step. Beside
-it, in the same run, the floor, the floor with the proof that a leader owes, and ours without
-stamps: what the stamps cost is the difference to the last line.
+The same two processes as in the benchmark, with a stamp of CLOCK_BOOTTIME at each step. After
+it, in turns, the floor, the floor with the proof that a leader owes, and ours without stamps.
 """
 
 from __future__ import annotations
@@ -68,8 +67,8 @@ def beside(ground: Ground, trials: int) -> list[tuple[type[Entrant], list[float]
     entrants = [each for each in ground.entrants if each.role is not Role.RIVAL]
     with contextlib.ExitStack() as stack:
         handed_over = [Trials(each, ground.url, ground.ttl).resigned() for each in entrants]
-        sources = [(stack.enter_context(contextlib.closing(each)), trials) for each in handed_over]
-        return list(zip(entrants, in_turns(sources), strict=True))
+        sources = [stack.enter_context(contextlib.closing(each)) for each in handed_over]
+        return list(zip(entrants, in_turns(sources, trials), strict=True))
 
 
 def main(arguments: Sequence[str]) -> None:

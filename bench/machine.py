@@ -40,12 +40,12 @@ class Machine:
         )
 
 
-def this_machine(servers: Mapping[str, str]) -> Machine:
-    """This one, with these servers on it."""
+def this_machine(servers: Mapping[str, str], load: float) -> Machine:
+    """This one, with these servers on it, after a minute with that load."""
     return Machine(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)),
-        load=os.getloadavg()[0],
+        load=load,
         python=platform.python_version(),
         kernel=f"{platform.system()} {platform.release()}",
         servers=dict(servers),

@@ -10,7 +10,7 @@ class Plan:
     """How many trials of what; a p99 needs a hundred, and who has no bar needs no p99.
 
     Attributes:
-        resigned, resigned_floor, resigned_rival: hand-overs: ours, each floor's, each rival's.
+        resigned, resigned_rival: hand-overs: ours and each floor's, each rival's.
         told, told_rival: values that a follower is told: ours and the floor's, each rival's.
         killed, killed_rival: fail-overs, ours and each rival's.
         asleep, asleep_rival: leaders that sleep past their ttl, ours and each rival's.
@@ -22,8 +22,7 @@ class Plan:
             each rival's. A rival that was cut is not tried with more.
     """
 
-    resigned: int = 200
-    resigned_floor: int = 50
+    resigned: int = 100
     resigned_rival: int = 20
     told: int = 50
     told_rival: int = 20
@@ -42,7 +41,6 @@ class Plan:
 
 QUICK = Plan(
     resigned=4,
-    resigned_floor=3,
     resigned_rival=2,
     told=4,
     told_rival=2,

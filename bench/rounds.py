@@ -55,17 +55,15 @@ def rounds_on(ground: Ground, plan: Plan) -> Iterator[Round]:
 
     own = [each for each in ground.entrants if each.role is not Role.RIVAL]
     rivals = [each for each in ground.entrants if each.role is Role.RIVAL]
-    resigned = {Role.OURS: plan.resigned, Role.FLOOR: plan.resigned_floor}
     hand_over = (Bar(Of.RATIO, 1.5), Bar(Of.P99, 0.060))
     for together in (own, *([each] for each in rivals)):
-        numbers = [resigned.get(each.role, plan.resigned_rival) for each in together]
-        yield _in_turns(HAND_OVER, ground, together, numbers, Trials.resigned, *hand_over)
+        number = plan.resigned if together is own else plan.resigned_rival
+        yield _in_turns(HAND_OVER, ground, together, number, Trials.resigned, *hand_over)
     # The other floors add what only a hand-over needs.
     told: list[type[Entrant]] = [ground.entrants[0], Ours]
     for together in (told, *([each] for each in rivals if each.can_follow())):
         number = plan.told if together is told else plan.told_rival
-        numbers = [number] * len(together)
-        yield _in_turns(TOLD, ground, together, numbers, Trials.told, Bar(Of.RATIO, 1.5))
+        yield _in_turns(TOLD, ground, together, number, Trials.told, Bar(Of.RATIO, 1.5))
     contending = [each for each in ground.entrants if each.role is not Role.FLOOR]
     for entrant in contending:
         yield _lost(ground, entrant, plan)
@@ -76,7 +74,7 @@ def _in_turns(
     what: str,
     ground: Ground,
     entrants: Sequence[type[Entrant]],
-    numbers: Sequence[int],
+    number: int,
     measure: Callable[[Trials], Generator[float]],
     *bars: Bar,
 ) -> Round:
@@ -85,15 +83,17 @@ def _in_turns(
 
     def measured(done: Progress) -> Iterator[Figure]:
         with contextlib.ExitStack() as stack:
-            sources = []
-            for entrant, number in zip(entrants, numbers, strict=True):
-                trials = Trials(entrant, ground.url, ground.ttl, done=done)
-                sources.append((stack.enter_context(contextlib.closing(measure(trials))), number))
-            values = in_turns(sources)
+            sources = [
+                stack.enter_context(
+                    contextlib.closing(measure(Trials(each, ground.url, ground.ttl, done=done)))
+                )
+                for each in entrants
+            ]
+            values = in_turns(sources, number)
         for blank, drawn in zip(blanks, values, strict=True):
             yield blank.with_values(drawn)
 
-    return Round(blanks[-1], sum(numbers), 0.5, measured)
+    return Round(blanks[-1], number * len(entrants), 0.5, measured)
 
 
 def _asked(ground: Ground, entrant: type[Entrant], plan: Plan) -> Round:

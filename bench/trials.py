@@ -178,14 +178,15 @@ class Trials:
             return answers
 
 
-def in_turns(measured: Sequence[tuple[Iterator[float], int]]) -> list[list[float]]:
-    """So many values of each, drawn evenly: a slower minute of the machine befalls all alike."""
-    most = max(number for _, number in measured)
+def in_turns(measured: Sequence[Iterator[float]], number: int) -> list[list[float]]:
+    """So many values of each: a slower minute of the machine befalls all alike."""
     drawn: list[list[float]] = [[] for _ in measured]
-    for turn in range(1, most + 1):
-        for values, (source, number) in zip(drawn, measured, strict=True):
-            if len(values) * most < turn * number:
-                values.append(next(source))
+    turn = list(zip(drawn, measured, strict=True))
+    for _ in range(number):
+        # Nobody always comes after the same one, or after the same pause.
+        random.shuffle(turn)
+        for values, source in turn:
+            values.append(next(source))
     return drawn
 
 

@@ -112,6 +112,66 @@ class TestHandingOver:
             )
         waiting.result(10)
 
+    def test_who_leads_keeps_no_session_for_places_and_makes_one_when_it_waits_again(
+        self, consul: ConsulClient, key: str
+    ) -> None:
+        async def scenario() -> None:
+            async with opened(consul.endpoint) as one, opened(consul.endpoint) as two:
+                first, second = contender(one, key, ttl=1), contender(two, key, b"b", ttl=1)
+                await win(first)
+                waiting = asyncio.ensure_future(win(second))
+                await async_wait_until(lambda: places(consul, key), 10, "the second's place")
+                await first.leave()
+                await waiting
+                for_places = second._session._waiting
+                assert for_places in consul.sessions()
+                await async_wait_until(
+                    lambda: for_places not in consul.sessions(), 10, "the end of what is needless"
+                )
+                assert second._session.id in consul.sessions()
+                # It leads on, and may wait again.
+                again = asyncio.ensure_future(win(first))
+                await async_wait_until(lambda: places(consul, key), 10, "the first's place")
+                await second.leave()
+                await again
+                waiting = asyncio.ensure_future(win(second))
+                await async_wait_until(lambda: places(consul, key), 10, "the second's place")
+                await first.leave()
+                await waiting
+                await second.leave()
+                for each in (first, second):
+                    await each.close()
+
+        asyncio.run(scenario())
+
+    def test_who_waits_keeps_its_place_for_longer_than_a_ttl_beside_one_who_leads(
+        self, consul: ConsulClient, key: str
+    ) -> None:
+        async def scenario() -> None:
+            async with opened(consul.endpoint) as one, opened(consul.endpoint) as two:
+                holder = contender(two, key, ttl=1)
+                await win(holder)
+                # Two elections on one session: one is led, the other waited for.
+                led, waits = contender(one, f"{key}/led", ttl=1), contender(one, key, ttl=1)
+                await win(led)
+                waiting = asyncio.ensure_future(win(waits))
+                await async_wait_until(lambda: places(consul, key), 10, "the place")
+                assert led._session is waits._session
+                (place,) = consul.keys(f"{key}.waiting/")
+                since = consul.entry(place)["CreateIndex"]  # type: ignore[index]
+                confirmed = led._session.lease.valid_until
+                await async_wait_until(
+                    lambda: led._session.lease.valid_until > confirmed + 2.5, 10, "renewals"
+                )
+                assert consul.entry(place)["CreateIndex"] == since  # type: ignore[index]
+                await holder.leave()
+                await waiting
+                for each in (holder, led, waits):
+                    await each.leave()
+                    await each.close()
+
+        asyncio.run(scenario())
+
     def test_who_came_since_the_leader_did_is_next_though_it_was_there_at_the_first_sight(
         self, consul: ConsulClient, key: str
     ) -> None:
