@@ -41,8 +41,9 @@ class Question:
 
 
 class ScriptedAgents:
-    def __init__(self) -> None:
+    def __init__(self, clock: ManualClock) -> None:
         self.open: list[Question] = []
+        self._clock = clock
 
     async def call(self, method: str, path: str, *_: Any, repeatable: bool) -> Answer:
         return await self._ask(path, None)
@@ -59,8 +60,11 @@ class ScriptedAgents:
             self.open.remove(question)
 
     async def question(self) -> Question:
-        """The only one that is open now."""
+        """The only one that is open now, or once those who were told have had their time."""
         await settle()
+        if not self.open:
+            self._clock.advance(_consul_watch._PAUSE_CHANGED)
+            await settle()
         (question,) = self.open
         return question
 
@@ -70,7 +74,8 @@ class ScriptedAgents:
 
 @asynccontextmanager
 async def scripted() -> AsyncIterator[tuple[Watches, ScriptedAgents, ManualClock]]:
-    agents, clock = ScriptedAgents(), ManualClock()
+    clock = ManualClock()
+    agents = ScriptedAgents(clock)
     watches = Watches(cast(Agents, agents), Context(clock=clock), "default")
     try:
         yield watches, agents, clock
@@ -102,6 +107,18 @@ async def test_one_who_joins_a_query_that_knows_more_than_it_has_read_is_told() 
         for feed in (first, second):
             async with asyncio.timeout(5):
                 assert await feed.next() == Snapshot((), 7)
+
+
+@on_a_loop
+async def test_who_is_told_something_acts_before_the_next_query_is_made() -> None:
+    async with scripted() as (watches, agents, clock):
+        feed = watches.follow(Target("key"), Snapshot((), 5), 10)
+        (await agents.question()).answer(7, entry("key", 7))
+        await settle()
+        assert feed.latest() is not None
+        assert agents.open == []
+        clock.advance(_consul_watch._PAUSE_CHANGED)
+        assert (await agents.question()).index == 7
 
 
 @pytest.mark.parametrize("told_before_the_read", [False, True])
