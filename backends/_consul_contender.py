@@ -27,7 +27,7 @@ from ._consul_requests import (
     unchanged,
 )
 from ._consul_session import ConsulSession
-from ._consul_watch import Feed, Snapshot, Target
+from ._consul_watch import AFTER_THE_NEWS, Feed, Snapshot, Target
 
 if TYPE_CHECKING:
     from ._consul_election import Election
@@ -37,9 +37,6 @@ REPLACED = "another holds the key at the store"
 
 # Seconds by which each next in rank waits longer for those before it to try.
 _STEP = 0.2
-
-# Seconds in which who has won is told of it, before it watches its key.
-_TOLD_FIRST = 0.003
 
 # Seconds after which the next in rank tries again what a lock-delay, whose end is not told,
 # has refused. Those behind it are refused as well: they leave it more time each time.
@@ -94,6 +91,7 @@ class ConsulContender(Contender):
     async def campaign(self, lost: Callable[[str], None]) -> Claim:
         # The caller may not have taken an earlier claim, as one that came too late.
         await self._stop_tasks()
+        self._lost = None
         if self._leaving:
             # A key that a delayed removal may still take must not lead.
             await self.leave()
@@ -115,7 +113,12 @@ class ConsulContender(Contender):
                 continue
             if won is not None:
                 self._lost = lost
-                self._tasks = [asyncio.ensure_future(self._watch(session, won))]
+                # Whatever was told of an earlier term.
+                self._told = None
+                self._tasks = [
+                    asyncio.ensure_future(self._guard(session, won)),
+                    asyncio.ensure_future(self._attendance.watch(won.modify_index, self._taken_at)),
+                ]
                 return claim(won.token, session.lease)
 
     async def _campaign_on(self, session: ConsulSession) -> ConsulEntry | None:
@@ -283,15 +286,10 @@ class ConsulContender(Contender):
 
     # --- while it leads ---
 
-    async def _watch(self, session: ConsulSession, won: ConsulEntry) -> None:
-        """What a leader has to know, once whoever waits for it has been told that it leads."""
-        # To make a request takes longer than to tell, and an interpreter does one at a time.
-        await self._clock.sleep(_TOLD_FIRST)
-        attending = self._attendance.watch(won.modify_index, self._taken_at)
-        await asyncio.gather(self._guard(session, won), attending)
-
     async def _guard(self, session: ConsulSession, won: ConsulEntry) -> None:
         """Tell at once when the store says that our entry is over."""
+        # Whoever waits for the lead is told first.
+        await self._clock.sleep(AFTER_THE_NEWS)
         # So that silence is noticed, and what is true is read, within a third of the ttl.
         watches, wait = self._election.watches, session.ttl / 4
         while True:
@@ -321,6 +319,10 @@ class ConsulContender(Contender):
     def may_have_place(self) -> bool:
         # Who leads has none, unless a write of unknown outcome made one.
         return self._lost is None or self._unsure
+
+    def sessions_changed(self) -> None:
+        if self._lost is not None and self.on_new_plan is not None:
+            self.on_new_plan()
 
     def entry_gone(self, reason: str) -> None:
         """Told by the session: it is gone, and with it all that hung on it."""

@@ -27,7 +27,7 @@ from ._consul_requests import (
     unchanged,
 )
 from ._consul_session import ConsulSession
-from ._consul_watch import Target, Watches
+from ._consul_watch import AFTER_THE_NEWS, Target, Watches
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ def places_in(entries: Iterable[ConsulEntry]) -> list[Place]:
     for entry in entries:
         if entry.session is None:
             continue
-        with contextlib.suppress(msgspec.DecodeError):
+        # Anybody may have written it.
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             waiting = msgspec.json.decode(entry.data, type=Waiting)
             places.append(Place(entry.key, entry.create_index, entry.modify_index, waiting))
     return sorted(places, key=lambda place: place.rank)
@@ -85,9 +86,11 @@ class Places:
         if key in self._denied:
             return None
         name = places_of(key) + session.id
+        holding = ""
         try:
+            holding = await session.waiting()
             done = await self._agents.transact(
-                _holding(name, await session.waiting(), Waiting(session.id, value)),
+                _holding(name, holding, Waiting(session.id, value)),
                 reading_tree(places_of(key)),
                 repeatable=False,
             )
@@ -95,7 +98,7 @@ class Places:
             self._denied.add(key)
             return None
         except SessionLost:
-            session.forget_waiting()
+            session.forget_waiting(holding)
             return None
         if isinstance(done, Refused):
             return None
@@ -106,13 +109,14 @@ class Places:
     async def refresh(self, session: ConsulSession, place: Place) -> Place | None:
         """Show that we are alive, to who might hand over; None when the place is lost."""
         waiting = msgspec.structs.replace(place.waiting, refreshed=place.waiting.refreshed + 1)
+        holding = await session.waiting()
         try:
             done = await self._agents.transact(
                 unchanged(place.name, place.refreshed_at),
-                _holding(place.name, await session.waiting(), waiting),
+                _holding(place.name, holding, waiting),
             )
         except SessionLost:
-            session.forget_waiting()
+            session.forget_waiting(holding)
             return None
         if isinstance(done, Refused):
             return None
@@ -148,6 +152,8 @@ class Attendance:
             entered: the index at which the leader's own entry was written.
             entered_at: seconds on the clock; not after that was done.
         """
+        self._seen = {}
+        await self._clock.sleep(AFTER_THE_NEWS)
         while True:
             self._seen = {}
             with contextlib.suppress(StoreError):

@@ -93,6 +93,9 @@ class Contending(Holder, Protocol):
     def may_have_place(self) -> bool:
         """Whether it waits, or something that it wrote may still make it wait."""
 
+    def sessions_changed(self) -> None:
+        """There is another one to be ended with it."""
+
 
 class ConsulSession(RenewedSession):
     """One session that lets go of its keys when it ends, for the keys of elections.
@@ -123,6 +126,8 @@ class ConsulSession(RenewedSession):
         # What undoes the writes of unknown outcome of contenders that left, by key.
         self.sweeps: dict[str, asyncio.Future[Any]] = {}
         self._waiting: str | None = None
+        # One for places that is being ended; `close` may come in between.
+        self._ending: str | None = None
         # When it was seen last that somebody may have a place.
         self._waited_at = -math.inf
         self._making: asyncio.Future[str] | None = None
@@ -180,6 +185,8 @@ class ConsulSession(RenewedSession):
         if not making.cancelled() and making.exception() is None:
             self._waiting = making.result()
             self._waited_at = self._clock.now()
+            for holder in list(self.holders):
+                holder.sessions_changed()
 
     @property
     def ids(self) -> list[str]:
@@ -197,9 +204,10 @@ class ConsulSession(RenewedSession):
             sweep.cancel()
         return sweep is not None
 
-    def forget_waiting(self) -> None:
-        """The session for places is gone, and with it the places."""
-        self._waiting = None
+    def forget_waiting(self, session: str) -> None:
+        """That session for places is gone, and with it the places; there may be another by now."""
+        if self._waiting == session:
+            self._waiting = None
 
     def _holders(self) -> Collection[Holder]:
         return self.holders
@@ -239,16 +247,17 @@ class ConsulSession(RenewedSession):
             await self._renew_waiting(waiting, limit)
         else:
             # Forgotten first: who comes meanwhile makes another one.
-            self.forget_waiting()
+            self.forget_waiting(waiting)
+            self._ending = waiting
             await destroy_session(self._agents, waiting, limit)
+            self._ending = None
 
     async def _renew_waiting(self, waiting: str, limit: float) -> None:
         """The places are not worth the lead: trouble with them is not that of the lease."""
         try:
             await renew_session(self._agents, waiting, limit)
         except SessionLost:
-            if self._waiting == waiting:
-                self.forget_waiting()
+            self.forget_waiting(waiting)
         except StoreError:
             pass
 
@@ -262,6 +271,7 @@ class ConsulSession(RenewedSession):
         await self._stopped()
         if self._making is not None:
             await asyncio.wait([self._making])
-        left = [*([] if ended else [self.id]), *([self._waiting] if self._waiting else [])]
+        left = [each for each in (self._waiting, self._ending) if each is not None]
+        left += [] if ended else [self.id]
         limit = min(2.0, self._context.request_timeout)
         await asyncio.gather(*(destroy_session(self._agents, each, limit) for each in left))

@@ -20,6 +20,12 @@ from ._consul_requests import ConsulEntry
 PATIENCE = 10.0
 """Seconds that a query waits at the server for whom nothing hangs on hearing of silence soon."""
 
+AFTER_THE_NEWS = 0.003
+"""Seconds in which those who were told something act, before a request is made to hear of more.
+
+To make one takes longer than to tell, and an interpreter does one thing at a time.
+"""
+
 # Who leads is deaf until the store is asked again, and has to hear within a second that its
 # entry was deleted; what is refused is asked for less often.
 _LONGEST_PAUSE = 0.5
@@ -27,8 +33,6 @@ _LONGEST_PAUSE_REFUSED = 2.0
 # What woke a query may have been somebody else's key, again and again.
 _PAUSE_UNCHANGED = 0.02
 _LONGEST_PAUSE_UNCHANGED = 0.25
-# Who was told something acts on it before the next query is made: a candidate may have won.
-_PAUSE_CHANGED = 0.003
 
 # Beyond so many queries, keys share one on their common directory: an agent
 # takes 200 connections from one address by default.
@@ -191,7 +195,7 @@ class _Query:
             news = [feed.take(snapshot, restarted) for feed in list(self.feeds)]
             if any(news):
                 pause = 0.0
-                await context.clock.sleep(_PAUSE_CHANGED)
+                await context.clock.sleep(AFTER_THE_NEWS)
             elif context.clock.now() - began >= self._wait:
                 pause = 0.0
             else:

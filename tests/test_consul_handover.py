@@ -184,7 +184,8 @@ class TestHandingOver:
                 first._attendance._seen = {}
                 waiting = asyncio.ensure_future(win(second))
                 await async_wait_until(lambda: places(consul, key), 10, "the second's place")
-                first._tasks = [asyncio.ensure_future(first._watch(first._session, first._held))]
+                looking = first._attendance.watch(first._held.modify_index, first._taken_at)
+                first._tasks = [asyncio.ensure_future(looking)]
                 await async_wait_until(lambda: first._attendance._seen, 10, "the leader's notice")
                 assert first._attendance.successor(10) is not None
                 await first.leave()

@@ -63,7 +63,7 @@ class ScriptedAgents:
         """The only one that is open now, or once those who were told have had their time."""
         await settle()
         if not self.open:
-            self._clock.advance(_consul_watch._PAUSE_CHANGED)
+            self._clock.advance(_consul_watch.AFTER_THE_NEWS)
             await settle()
         (question,) = self.open
         return question
@@ -117,7 +117,7 @@ async def test_who_is_told_something_acts_before_the_next_query_is_made() -> Non
         await settle()
         assert feed.latest() is not None
         assert agents.open == []
-        clock.advance(_consul_watch._PAUSE_CHANGED)
+        clock.advance(_consul_watch.AFTER_THE_NEWS)
         assert (await agents.question()).index == 7
 
 
