@@ -257,7 +257,6 @@ def test_a_command_is_not_started_where_its_guard_cannot_be() -> None:
     from leadership.clock import SystemClock
     from leadership.reporting import Reporter
 
-    children = []
     class Child(runner.Child):
         def __init__(self, *arguments):
             super().__init__(*arguments)
@@ -276,13 +275,14 @@ def test_a_command_is_not_started_where_its_guard_cannot_be() -> None:
         start(thread)
     threading.Thread.start = starting
 
-    def hook(event):
-        if isinstance(event, events.Released):
-            told.append((fault, [child.gone for child in children]))
-
     told = []
     for fault in ("thread", "wait"):
-        waited = []
+        waited, children = [], []
+        # Hooks are told on a thread of their own, of the first perhaps while the next goes on.
+        def hook(event, fault=fault, children=children):
+            if isinstance(event, events.Released):
+                told.append((fault, [child.gone for child in children]))
+
         with new_store("memory://x", hooks=[hook]) as store:
             candidate = Candidate(store, "k", "a", ttl=60, grace=0)
             try:

@@ -174,6 +174,8 @@ class TestTheContender:
                 back_at = CLOCK.now()
                 await async_wait_until(lambda: watch.id is not None, what="the watch again")
                 assert CLOCK.now() - back_at < 0.9
+                # Else it may be there again before it was seen to be gone.
+                relay.set("reset")
                 backend._connection.abandon(backend._connection.link())
                 await async_wait_until(lambda: watch.id is None, what="its end")
 
