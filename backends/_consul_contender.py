@@ -113,7 +113,8 @@ class ConsulContender(Contender):
                 continue
             if won is not None:
                 self._lost = lost
-                # Whatever was told of an earlier term.
+                # It was of an earlier term: nothing is awaited between the look that found
+                # the lease valid and this line.
                 self._told = None
                 self._tasks = [
                     asyncio.ensure_future(self._guard(session, won)),
