@@ -304,21 +304,24 @@ class PeersContender(Contender):
             # No later try can come to another end.
             raise StoreError(_REMOVED)
         driver.enter(self._uid, self)
-        self._lost = lost
-        if self._leading:
+        if self._leading and self._won is None:
             # An earlier claim was not taken: another term, with another token.
             await self.leave()
-            self._lost = lost
-        self._won = asyncio.get_running_loop().create_future()
-        self._entered = True
-        driver.act(
-            lambda now: driver.node.campaign(
-                self._key, self._uid, self._value, self._ttl, now, name=self._name
+        self._lost = lost
+        won = self._won
+        if won is None or not self._leading:
+            won = self._won = asyncio.get_running_loop().create_future()
+            self._entered = True
+            driver.act(
+                lambda now: driver.node.campaign(
+                    self._key, self._uid, self._value, self._ttl, now, name=self._name
+                )
             )
-        )
+        # Else it was won when an attempt had just given up waiting: others have heard of
+        # that term, which nobody here was told of yet, so it need not be given back.
         patience = self._backend.context.request_timeout
         cut_at: float | None = None
-        while not self._won.done():
+        while not won.done():
             if driver.node.ready and driver.knowledge.reaches_quorum():
                 cut_at = None
                 if self.on_answer is not None:
@@ -327,8 +330,9 @@ class PeersContender(Contender):
                 cut_at = self._clock.now() if cut_at is None else cut_at
                 if self._clock.now() - cut_at >= patience:
                     raise StoreUnavailable(_why_not_ready(driver))
-            await self._clock.wait_for(asyncio.shield(self._won), self._clock.now() + patience / 4)
-        return self._won.result()
+            await self._clock.wait_for(asyncio.shield(won), self._clock.now() + patience / 4)
+        self._won = None
+        return won.result()
 
     @property
     def _name(self) -> str:
@@ -371,8 +375,11 @@ class PeersContender(Contender):
     def dismissed(self, reason: str) -> None:
         """A leader is to give way, and is renewed until it has."""
         lost, self._lost = self._lost, None
-        if self._leading and lost is not None:
-            lost(reason)
+        if self._leading:
+            # Nor does a later attempt take what nobody was told of.
+            self._won = None
+            if lost is not None:
+                lost(reason)
 
     def released(self) -> None:
         # One that comes after all patience may find us in a later term already.

@@ -446,17 +446,18 @@ class Candidacy:
 
     async def _win(self, contender: Contender) -> TermBase | None:
         """Campaign until a term has begun; None if it was over before it could be told."""
-        loss = Loss(self._end_term)
 
-        async def attempt() -> Claim:
+        async def attempt() -> tuple[Claim, Loss]:
+            # Each has its own: what an earlier one won and lost says nothing of this one.
+            loss = Loss(self._end_term)
             claim = await contender.campaign(loss)
             if claim.valid_until - self._clock.now() <= self.wish.grace:
                 raise StoreUnavailable(
                     f"{self.wish.key!r} was won, but its lease is not fresh enough to lead on"
                 )
-            return claim
+            return claim, loss
 
-        claim = await self._ride_out(attempt)
+        claim, loss = await self._ride_out(attempt)
         if loss.early is not None:
             await self._let_go(contender)
             self._wanted.set()

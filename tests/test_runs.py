@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from leadership import Candidate, Store, Term, aio, events, new_store
+from leadership.contention import CompareAndSwapContender
 from leadership.election import Phase
 from leadership.errors import LeadershipLost
+from leadership.lease import Claim, Lease
+from leadership.lease import claim as claim_on
 from leadership.testing import FaultyBackend
 
 from .programs import python
@@ -95,6 +98,28 @@ def test_a_run_that_never_began_does_not_hide_the_one_before() -> None:
                 await asyncio.wait([running])
 
     asyncio.run(scenario())
+
+
+def test_what_an_earlier_attempt_lost_is_not_lost_by_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = CompareAndSwapContender.campaign
+    attempts = 0
+
+    async def campaign_late_once(
+        contender: CompareAndSwapContender, lost: Callable[[str], None]
+    ) -> Claim:
+        nonlocal attempts
+        attempts += 1
+        claim = await campaign(contender, lost)
+        if attempts > 1:
+            return claim
+        lost("it lapsed before anybody was told")
+        return claim_on(claim.token, Lease(contender._clock, 0.0))
+
+    monkeypatch.setattr(CompareAndSwapContender, "campaign", campaign_late_once)
+    assert Candidate(store, KEY, "a", ttl=60).campaign(timeout=10).is_valid()
+    assert attempts == 2
 
 
 def test_who_was_told_that_its_term_is_over_may_campaign_again(store: Store) -> None:

@@ -1,0 +1,105 @@
+"""What a node wins between two attempts of its candidate is led by it, or else given back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from leadership import Follower, Store, new_store
+from leadership.backends.peers import PeersContender
+from leadership.errors import StoreUnavailable
+from leadership.lease import Claim
+
+from .peers_cluster import PeersCluster, backend_of, cut_off, driver_of
+from .waiting import wait_until
+
+pytestmark = pytest.mark.backend("peers")
+
+KEY = "service/leader"
+
+
+class Impatient:
+    """A contender of a node that is silent for longer than its attempts wait."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.lost: list[str] = []
+        self.contender = backend_of(store).contender(KEY, b"a", 1, own_session=False)
+
+    def campaign(self) -> Claim:
+        return self._store.core.call(self.contender.campaign, self.lost.append)
+
+    def wins_between_two_attempts(self) -> int:
+        """The token of the term that it wins unasked."""
+        with pytest.raises(StoreUnavailable, match="restart silence"):
+            self.campaign()
+        node = driver_of(self._store).node
+        wait_until(lambda: node.leaders.leader(KEY) is not None, 20, "the node to lead")
+        leader = node.leaders.leader(KEY)
+        assert leader is not None
+        return leader.term
+
+    def dismiss(self) -> None:
+        """As the node does that is being removed."""
+
+        async def dismiss() -> None:
+            assert isinstance(self.contender, PeersContender)
+            self.contender.dismissed("for the test")
+
+        self._store.core.call(dismiss)
+
+
+@pytest.fixture
+def cluster() -> PeersCluster:
+    return PeersCluster(3)
+
+
+@pytest.fixture
+def store(cluster: PeersCluster) -> Iterator[Store]:
+    """Whose node has just been started, beside two that take part."""
+    others = cluster.start(1, 2)
+    with new_store(cluster.url(0), request_timeout=0.3) as opened:
+        yield opened
+    for other in others:
+        other.close()
+
+
+@pytest.fixture
+def impatient(store: Store) -> Iterator[Impatient]:
+    made = Impatient(store)
+    yield made
+    store.core.call(made.contender.leave)
+    assert Follower(store, KEY).leader() is None
+
+
+def test_it_is_the_next_attempt_that_leads(impatient: Impatient) -> None:
+    token = impatient.wins_between_two_attempts()
+    claim = impatient.campaign()
+    assert claim.token == token, "others were told of this term, and need not hear of another"
+    assert claim.lease.is_valid()
+    assert not impatient.lost
+
+
+def test_a_claim_that_was_returned_is_not_returned_again(impatient: Impatient) -> None:
+    impatient.wins_between_two_attempts()
+    first = impatient.campaign()
+    again = impatient.campaign()
+    assert again.token > first.token
+    assert again.lease.is_valid()
+
+
+def test_what_lapsed_meanwhile_is_not_led(store: Store, impatient: Impatient) -> None:
+    token = impatient.wins_between_two_attempts()
+    with cut_off(store):
+        node = driver_of(store).node
+        wait_until(lambda: node.leaders.leader(KEY) is None, 20, "the term's end")
+    claim = impatient.campaign()
+    assert claim.token > token
+    assert claim.lease.is_valid()
+
+
+def test_what_was_to_be_given_up_meanwhile_is_not_led(impatient: Impatient) -> None:
+    token = impatient.wins_between_two_attempts()
+    impatient.dismiss()
+    assert impatient.campaign().token > token
