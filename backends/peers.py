@@ -112,7 +112,9 @@ class PeersBackend(Backend):
         try:
             return await asyncio.shield(starting)
         except BaseException:
-            if starting.done() and self._starting is starting:
+            # Who asked may be cancelled in the moment in which the node has started.
+            failed = starting.done() and (starting.cancelled() or starting.exception() is not None)
+            if failed and self._starting is starting:
                 self._starting = None
             raise
 
@@ -312,6 +314,8 @@ class PeersContender(Contender):
         if won is None or not self._leading:
             won = self._won = asyncio.get_running_loop().create_future()
             self._entered = True
+            # What a leave that was cancelled would have been told says nothing of this entry.
+            self._gone = None
             driver.act(
                 lambda now: driver.node.campaign(
                     self._key, self._uid, self._value, self._ttl, now, name=self._name
@@ -369,6 +373,8 @@ class PeersContender(Contender):
         lost, self._lost = self._lost, None
         if self._won is not None and not self._won.done():
             self._won.set_exception(StoreUnavailable(effect.reason))
+            # Between two attempts nobody waits for it, and asyncio would complain of that.
+            self._won.exception()
         elif lost is not None:
             lost(effect.reason)
 
@@ -435,8 +441,10 @@ class PeersContender(Contender):
         if driver is None or not self._entered:
             return
         self._gone = asyncio.get_running_loop().create_future()
-        if self._won is not None and not self._won.done():
-            self._won.cancel()
+        # Neither is what was won and never told taken later: others are released from it.
+        won, self._won = self._won, None
+        if won is not None and not won.done():
+            won.cancel()
         driver.act(decide)
         # Told at the latest when all promises have ended by themselves.
         await self._clock.wait_for(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from leadership.backends.peers import PeersContender
 from leadership.errors import StoreUnavailable
 from leadership.lease import Claim
 
-from .peers_cluster import PeersCluster, backend_of, cut_off, driver_of
+from .peers_cluster import PeersCluster, backend_of, cut_off, driver_of, is_ready
 from .waiting import wait_until
 
 pytestmark = pytest.mark.backend("peers")
@@ -28,17 +29,35 @@ class Impatient:
         self.contender = backend_of(store).contender(KEY, b"a", 1, own_session=False)
 
     def campaign(self) -> Claim:
+        """An attempt, of a node that reaches the others."""
+        knowledge = driver_of(self._store).knowledge
+        wait_until(knowledge.reaches_quorum, 20, "the others to answer")
         return self._store.core.call(self.contender.campaign, self.lost.append)
+
+    def fails(self) -> None:
+        """An attempt that ends before its node takes part; the node has its entry."""
+        with pytest.raises(StoreUnavailable, match="restart silence"):
+            self.campaign()
 
     def wins_between_two_attempts(self) -> int:
         """The token of the term that it wins unasked."""
-        with pytest.raises(StoreUnavailable, match="restart silence"):
-            self.campaign()
+        self.fails()
         node = driver_of(self._store).node
         wait_until(lambda: node.leaders.leader(KEY) is not None, 20, "the node to lead")
         leader = node.leaders.leader(KEY)
         assert leader is not None
         return leader.term
+
+    async def begins_to_leave(self) -> None:
+        """It is cancelled before it is told that the others know."""
+        leaving = asyncio.ensure_future(self.contender.leave())
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+
+    async def begins_to_leave_and_campaigns(self) -> Claim:
+        await self.begins_to_leave()
+        return await self.contender.campaign(self.lost.append)
 
     def dismiss(self) -> None:
         """As the node does that is being removed."""
@@ -103,3 +122,50 @@ def test_what_was_to_be_given_up_meanwhile_is_not_led(impatient: Impatient) -> N
     token = impatient.wins_between_two_attempts()
     impatient.dismiss()
     assert impatient.campaign().token > token
+
+
+def test_what_was_given_back_by_a_cancelled_leave_is_not_led(
+    store: Store, impatient: Impatient
+) -> None:
+    token = impatient.wins_between_two_attempts()
+    assert store.core.call(impatient.begins_to_leave_and_campaigns).token > token
+
+
+def test_what_a_cancelled_leave_would_have_been_told_ends_no_later_entry(
+    store: Store, impatient: Impatient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contender = impatient.contender
+    assert isinstance(contender, PeersContender)
+    impatient.fails()
+    with monkeypatch.context() as patch:
+        # As where promises were taken back, and those who made them have yet to answer.
+        patch.setattr(contender, "released", lambda: None)
+        store.core.call(impatient.begins_to_leave)
+    wait_until(lambda: is_ready(store), 20, "the node to take part")
+    impatient.campaign()
+
+    async def told_late() -> None:
+        contender.released()
+
+    store.core.call(told_late)
+    store.core.call(contender.leave)
+    assert Follower(store, KEY).leader() is None
+
+
+def test_a_node_whose_start_is_awaited_by_one_who_is_cancelled_is_not_forgotten(
+    cluster: PeersCluster,
+) -> None:
+    async def cancelled_as_it_has_started() -> bool:
+        first = asyncio.ensure_future(backend.driver())
+        await asyncio.sleep(0)
+        starting = backend._starting
+        assert starting is not None
+        # Told in the same turn as who waits for it, and before that one goes on.
+        starting.add_done_callback(lambda _: first.cancel())
+        await asyncio.wait([first])
+        assert first.cancelled()
+        return await backend.driver() is starting.result()
+
+    with new_store(cluster.url(0)) as store:
+        backend = backend_of(store)
+        assert store.core.call(cancelled_as_it_has_started)
