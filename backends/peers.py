@@ -108,15 +108,14 @@ class PeersBackend(Backend):
             raise HandleClosed("the store is closed: make a new one")
         if self._starting is None:
             self._starting = asyncio.ensure_future(self._start())
-        starting = self._starting
-        try:
-            return await asyncio.shield(starting)
-        except BaseException:
-            # Who asked may be cancelled in the moment in which the node has started.
-            failed = starting.done() and (starting.cancelled() or starting.exception() is not None)
-            if failed and self._starting is starting:
-                self._starting = None
-            raise
+            self._starting.add_done_callback(self._forget_if_failed)
+        return await asyncio.shield(self._starting)
+
+    def _forget_if_failed(self, starting: asyncio.Task[Driver]) -> None:
+        # By the task itself: whoever waited for it may have been cancelled before or as it ended.
+        failed = starting.cancelled() or starting.exception() is not None
+        if failed and self._starting is starting:
+            self._starting = None
 
     async def _start(self) -> Driver:
         settings = self._settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -316,6 +317,41 @@ class TestState:
         with running(1) as cluster, new_store(cluster.url(0)) as second:
             with pytest.raises(StoreUnavailable, match="cannot listen"):
                 second.connect()
+
+    def test_one_that_is_asked_again_tries_again_whoever_heard_that_it_failed(self) -> None:
+        cluster = PeersCluster(1)
+        (first,) = cluster.start(0)
+        with first, new_store(cluster.url(0)) as second:
+            backend = backend_of(second)
+
+            async def fail_unheard() -> None:
+                asked = asyncio.ensure_future(backend.driver())
+                await asyncio.sleep(0)
+                starting = backend._starting
+                assert starting is not None
+                asked.cancel()
+                await asyncio.wait([starting])
+                assert starting.exception() is not None
+
+            second.core.call(fail_unheard)
+            first.close()
+            assert driver_of(second).node.id == cluster.addresses[0]
+
+    def test_it_is_not_forgotten_with_who_was_cancelled_as_it_had_started(self) -> None:
+        async def cancelled_as_it_has_started() -> bool:
+            asked = asyncio.ensure_future(backend.driver())
+            await asyncio.sleep(0)
+            starting = backend._starting
+            assert starting is not None
+            # Told in the same turn as who waits for it, and before that one goes on.
+            starting.add_done_callback(lambda _: asked.cancel())
+            await asyncio.wait([asked])
+            assert asked.cancelled()
+            return await backend.driver() is starting.result()
+
+        with new_store(PeersCluster(1).url(0)) as store:
+            backend = backend_of(store)
+            assert store.core.call(cancelled_as_it_has_started)
 
 
 class TestOptions:

@@ -26,7 +26,7 @@ class Impatient:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.lost: list[str] = []
-        self.contender = backend_of(store).contender(KEY, b"a", 1, own_session=False)
+        self.contender = backend_of(store).contender(KEY, b"a", 2, own_session=False)
 
     def campaign(self) -> Claim:
         """An attempt, of a node that reaches the others."""
@@ -69,9 +69,17 @@ class Impatient:
         self._store.core.call(dismiss)
 
 
+def leader_of(store: Store) -> str | None:
+    # A quorum that was lost for a moment leaves a node unsure for longer than it is asked.
+    wait_until(driver_of(store).knowledge.knows_all, 20, "the node to know of all leaders")
+    return Follower(store, KEY).leader()
+
+
 @pytest.fixture
 def cluster() -> PeersCluster:
-    return PeersCluster(3)
+    # The terms are this long, and the node's silence a little longer: a busy machine
+    # may stand still for more than a second and the tests still say the same.
+    return PeersCluster(3, ttl_ceiling=2)
 
 
 @pytest.fixture
@@ -89,7 +97,7 @@ def impatient(store: Store) -> Iterator[Impatient]:
     made = Impatient(store)
     yield made
     store.core.call(made.contender.leave)
-    assert Follower(store, KEY).leader() is None
+    assert leader_of(store) is None
 
 
 def test_it_is_the_next_attempt_that_leads(impatient: Impatient) -> None:
@@ -100,6 +108,7 @@ def test_it_is_the_next_attempt_that_leads(impatient: Impatient) -> None:
     assert not impatient.lost
 
 
+@pytest.mark.long
 def test_a_claim_that_was_returned_is_not_returned_again(impatient: Impatient) -> None:
     impatient.wins_between_two_attempts()
     first = impatient.campaign()
@@ -108,6 +117,7 @@ def test_a_claim_that_was_returned_is_not_returned_again(impatient: Impatient) -
     assert again.lease.is_valid()
 
 
+@pytest.mark.long
 def test_what_lapsed_meanwhile_is_not_led(store: Store, impatient: Impatient) -> None:
     token = impatient.wins_between_two_attempts()
     with cut_off(store):
@@ -118,6 +128,7 @@ def test_what_lapsed_meanwhile_is_not_led(store: Store, impatient: Impatient) ->
     assert claim.lease.is_valid()
 
 
+@pytest.mark.long
 def test_what_was_to_be_given_up_meanwhile_is_not_led(impatient: Impatient) -> None:
     token = impatient.wins_between_two_attempts()
     impatient.dismiss()
@@ -131,6 +142,7 @@ def test_what_was_given_back_by_a_cancelled_leave_is_not_led(
     assert store.core.call(impatient.begins_to_leave_and_campaigns).token > token
 
 
+@pytest.mark.long
 def test_what_a_cancelled_leave_would_have_been_told_ends_no_later_entry(
     store: Store, impatient: Impatient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,23 +161,4 @@ def test_what_a_cancelled_leave_would_have_been_told_ends_no_later_entry(
 
     store.core.call(told_late)
     store.core.call(contender.leave)
-    assert Follower(store, KEY).leader() is None
-
-
-def test_a_node_whose_start_is_awaited_by_one_who_is_cancelled_is_not_forgotten(
-    cluster: PeersCluster,
-) -> None:
-    async def cancelled_as_it_has_started() -> bool:
-        first = asyncio.ensure_future(backend.driver())
-        await asyncio.sleep(0)
-        starting = backend._starting
-        assert starting is not None
-        # Told in the same turn as who waits for it, and before that one goes on.
-        starting.add_done_callback(lambda _: first.cancel())
-        await asyncio.wait([first])
-        assert first.cancelled()
-        return await backend.driver() is starting.result()
-
-    with new_store(cluster.url(0)) as store:
-        backend = backend_of(store)
-        assert store.core.call(cancelled_as_it_has_started)
+    assert leader_of(store) is None
