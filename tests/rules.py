@@ -477,6 +477,14 @@ RULES: Sequence[Rule] = (
         "",
         "test_quorum_lease.py::test_a_released_term_is_closed_also_where_it_had_no_promise",
     ),
+    Rule(
+        5,
+        "peers: what a cancelled leave gave back is led on by the next attempt",
+        "backends/peers.py",
+        "won, self._won = self._won, None\n",
+        "won = self._won\n",
+        "test_peers_claims.py::test_what_was_given_back_by_a_cancelled_leave_is_not_led",
+    ),
     # --- 6. fair, no herd ---
     Rule(
         6,
