@@ -440,7 +440,7 @@ class PeersContender(Contender):
         if driver is None or not self._entered:
             return
         self._gone = asyncio.get_running_loop().create_future()
-        # Neither is what was won and never told taken later: others are released from it.
+        # What was won and never told is given back too: no later attempt may take it.
         won, self._won = self._won, None
         if won is not None and not won.done():
             won.cancel()
