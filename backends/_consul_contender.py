@@ -275,9 +275,12 @@ class ConsulContender(Contender):
             if await self._clock.wait_for(feed.some(), min(until, refresh)):
                 return feed.latest() or seen
             if self._clock.now() >= until:
-                # Those before us had their time.
+                if not self._ahead:
+                    return seen
+                # Those before us had their time. Where we were slow they have led since, and
+                # our try would be a write that is refused: a read tells.
                 self._ahead = []
-                return seen
+                return await self._election.watches.read_for(feed)
             if self._place is not None:
                 self._place = await self._election.places.refresh(session, self._place)
                 if self._place is None:

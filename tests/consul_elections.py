@@ -60,6 +60,13 @@ def until_waiting(consul: ConsulClient, key: str, count: int = 1) -> None:
     wait_until(lambda: len(places(consul, key)) == count, 10, f"{count} places")
 
 
+def session_for(consul: ConsulClient, entry: str, value: bytes = b"", **query: str) -> str:
+    """Of somebody else's, that holds this entry."""
+    made: str = consul.api("PUT", "session/create", {"Behavior": "delete", "LockDelay": "0s"})["ID"]
+    assert consul.put(entry, value, acquire=made, **query)
+    return made
+
+
 @contextlib.asynccontextmanager
 async def opened(
     *endpoints: str, emit: Callable[[Event], None] = lambda event: None, **options: Any

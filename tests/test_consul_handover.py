@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +23,11 @@ from leadership.events import (
 )
 from leadership.lease import Claim
 
-from .consul_elections import contender, opened, places, until_waiting, win
+from .consul_elections import contender, opened, places, session_for, until_waiting, win
 from .etcd_elections import told
+from .loops import on_a_loop
 from .servers.consul_client import ConsulClient
-from .servers.consul_relay import Asked, ConsulRelay, LostReplyError
+from .servers.consul_relay import Asked, ConsulRelay, LostReplyError, StallError, Told
 from .waiting import async_wait_until, wait_until
 
 
@@ -265,6 +267,48 @@ class TestHandingOver:
             assert next(standings) is False
         consul.destroy_session(session)
         consul.delete(key)
+
+
+@on_a_loop
+async def test_who_is_further_back_looks_before_it_tries(
+    consul: ConsulClient, consul_relay: ConsulRelay, key: str
+) -> None:
+    """Those before it may lead already: its step may be over before it has been told so."""
+    holder = session_for(consul, key, flags=str(LOCK_FLAGS))
+
+    def hold_back(asked: Asked, told: Told) -> Told:
+        if "index" in asked.query and any("Session" in each for each in told.content or ()):
+            raise StallError
+        return told
+
+    async with opened(consul.endpoint) as one, opened(consul_relay.endpoint) as two:
+        first, second = contender(one, key), contender(two, key, b"b")
+        leading = asyncio.ensure_future(win(first))
+        await async_wait_until(lambda: len(places(consul, key)) == 1, 10, "the first's place")
+        waiting = asyncio.ensure_future(win(second))
+        await async_wait_until(lambda: len(places(consul, key)) == 2, 10, "the second's place")
+        consul_relay.asked.clear()
+        consul_relay.after = hold_back
+        consul.destroy_session(holder)
+        await leading
+        acts = functools.partial(acts_on, consul_relay, key)
+        await async_wait_until(acts, 10, "the end of the second's step")
+        assert [asked.method for asked in acts()] == ["GET"]
+        for part, task in ((second, waiting), (first, leading)):
+            task.cancel()
+            await asyncio.wait([task])
+            await part.leave()
+            await part.close()
+
+
+def acts_on(relay: ConsulRelay, key: str) -> list[Asked]:
+    """What was asked of the key itself, but for the queries that wait."""
+    at = f"/v1/kv/{key}"
+    return [
+        asked
+        for asked in relay.asked
+        if (asked.path == at and "index" not in asked.query) or asked.does("lock", key)
+    ]
 
 
 @pytest.mark.long

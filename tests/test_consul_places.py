@@ -13,19 +13,12 @@ from leadership.backends._consul_agents import Agents
 from leadership.backends._consul_requests import LOCK_FLAGS
 from leadership.errors import SessionLost
 
-from .consul_elections import contender, opened, places, win
+from .consul_elections import contender, opened, places, session_for, win
 from .loops import on_a_loop
 from .servers.consul_client import ConsulClient
 from .waiting import async_wait_until
 
 pytestmark = pytest.mark.backend("consul")
-
-
-def session_for(consul: ConsulClient, entry: str, value: bytes = b"", **query: str) -> str:
-    """Of somebody else's, that holds this entry."""
-    made: str = consul.api("PUT", "session/create", {"Behavior": "delete", "LockDelay": "0s"})["ID"]
-    assert consul.put(entry, value, acquire=made, **query)
-    return made
 
 
 @pytest.mark.parametrize(
