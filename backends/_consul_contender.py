@@ -204,6 +204,8 @@ class ConsulContender(Contender):
             waiters = await self._election.places.waiters(self.key)
             if any(place.waiting.session != session.id for place in waiters):
                 await self._enter(session)
+        if self.key in self._election.trying:
+            return self._clock.now() + _STEP
         return max(free_since + _STEP * len(self._ahead), self._delayed_until)
 
     async def _wait_behind(self, session: ConsulSession, holder: str) -> None:
@@ -240,7 +242,12 @@ class ConsulContender(Contender):
         # repeated out of sight: a try whose answer never came has to be remembered.
         self._unsure, unsure = True, self._unsure
         sent_at = self._clock.now()
-        done = await self._election.agents.transact(*operations, repeatable=False)
+        # Nothing was awaited since it was our turn: no other try of this store is under way.
+        self._election.trying.add(self.key)
+        try:
+            done = await self._election.agents.transact(*operations, repeatable=False)
+        finally:
+            self._election.trying.discard(self.key)
         self._unsure = unsure
         if not isinstance(done, Refused):
             self._held, self._place, self._handed = done[-1], None, False
@@ -267,7 +274,7 @@ class ConsulContender(Contender):
     async def _next(
         self, session: ConsulSession, feed: Feed, seen: Snapshot, until: float
     ) -> Snapshot:
-        """What is there next; at `until` the same as before. Keeps our place fresh meanwhile."""
+        """What is there next; at `until` what is there then. Keeps our place fresh meanwhile."""
         while True:
             refresh = math.inf
             if self._place is not None and not self._ahead:
@@ -275,8 +282,6 @@ class ConsulContender(Contender):
             if await self._clock.wait_for(feed.some(), min(until, refresh)):
                 return feed.latest() or seen
             if self._clock.now() >= until:
-                if not self._ahead:
-                    return seen
                 # Those before us had their time. Where we were slow they have led since, and
                 # our try would be a write that is refused: a read tells.
                 self._ahead = []

@@ -301,6 +301,34 @@ async def test_who_is_further_back_looks_before_it_tries(
             await part.close()
 
 
+@on_a_loop
+async def test_of_those_on_one_store_only_one_at_a_time_tries(
+    consul: ConsulClient, consul_relay: ConsulRelay, key: str
+) -> None:
+    holder = session_for(consul, key, flags=str(LOCK_FLAGS))
+
+    def hold_back(asked: Asked) -> None:
+        if asked.does("lock", key):
+            raise StallError
+
+    async with opened(consul_relay.endpoint) as one:
+        parts = [contender(one, key), contender(one, key, b"b")]
+        runs = []
+        for count, part in enumerate(parts, 1):
+            runs.append(asyncio.ensure_future(win(part)))
+            await async_wait_until(lambda n=count: len(places(consul, key)) == n, 10, "its place")
+        consul_relay.before = hold_back
+        consul.destroy_session(holder)
+        with pytest.raises(StoreUnavailable):
+            await runs[0]
+        assert sum(asked.does("lock", key) for asked in consul_relay.asked) == 1
+        consul_relay.before = lambda asked: None
+        await runs[1]
+        for part in parts:
+            await part.leave()
+            await part.close()
+
+
 def acts_on(relay: ConsulRelay, key: str) -> list[Asked]:
     """What was asked of the key itself, but for the queries that wait."""
     at = f"/v1/kv/{key}"
