@@ -156,7 +156,7 @@ class ConsulContender(Contender):
                     else:
                         free_since = min(free_since, self._clock.now())
                         turn = await self._turn(session, free_since)
-                        if turn <= self._clock.now():
+                        if turn <= self._clock.now() and not self._ahead:
                             won = await self._take(session, entry)
                             if won is not None and session.lease.is_valid():
                                 return won
@@ -283,9 +283,12 @@ class ConsulContender(Contender):
                 return feed.latest() or seen
             if self._clock.now() >= until:
                 # Those before us had their time. Where we were slow they have led since, and
-                # our try would be a write that is refused: a read tells.
-                self._ahead = []
-                return await self._election.watches.read_for(feed)
+                # our try would be a write that is refused: a read tells. Who leads is still
+                # before us in the ranks, and so are those that it left behind.
+                there = await self._election.watches.read_for(feed)
+                if there.entry is None or there.entry.session is None:
+                    self._ahead = []
+                return there
             if self._place is not None:
                 self._place = await self._election.places.refresh(session, self._place)
                 if self._place is None:

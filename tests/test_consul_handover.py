@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from .consul_elections import contender, opened, places, session_for, until_wait
 from .etcd_elections import told
 from .loops import on_a_loop
 from .servers.consul_client import ConsulClient
-from .servers.consul_relay import Asked, ConsulRelay, LostReplyError, StallError, Told
+from .servers.consul_relay import Asked, ConsulRelay, LostReplyError, StallError
 from .waiting import async_wait_until, wait_until
 
 
@@ -270,35 +269,68 @@ class TestHandingOver:
 
 
 @on_a_loop
-async def test_who_is_further_back_looks_before_it_tries(
+async def test_who_is_further_back_looks_before_it_tries_and_stays_behind_who_leads(
     consul: ConsulClient, consul_relay: ConsulRelay, key: str
 ) -> None:
-    """Those before it may lead already: its step may be over before it has been told so."""
-    holder = session_for(consul, key, flags=str(LOCK_FLAGS))
-
-    def hold_back(asked: Asked, told: Told) -> Told:
-        if "index" in asked.query and any("Session" in each for each in told.content or ()):
-            raise StallError
-        return told
-
-    async with opened(consul.endpoint) as one, opened(consul_relay.endpoint) as two:
+    """It has seen the key free, and its step is over before it hears of who took it."""
+    async with (
+        opened(consul.endpoint) as one,
+        opened(consul.endpoint) as two,
+        opened(consul_relay.endpoint) as three,
+    ):
         first, second = contender(one, key), contender(two, key, b"b")
-        leading = asyncio.ensure_future(win(first))
-        await async_wait_until(lambda: len(places(consul, key)) == 1, 10, "the first's place")
-        waiting = asyncio.ensure_future(win(second))
-        await async_wait_until(lambda: len(places(consul, key)) == 2, 10, "the second's place")
+        third = contender(three, key, b"c")
+        await win(first)
+        for count, part in ((1, second), (2, third)):
+            waiting = asyncio.ensure_future(win(part))
+            await async_wait_until(lambda n=count: len(places(consul, key)) == n, 10, "its place")
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        consul.delete(key)
+        await win(second)
         consul_relay.asked.clear()
-        consul_relay.after = hold_back
-        consul.destroy_session(holder)
-        await leading
-        acts = functools.partial(acts_on, consul_relay, key)
-        await async_wait_until(acts, 10, "the end of the second's step")
-        assert [asked.method for asked in acts()] == ["GET"]
-        for part, task in ((second, waiting), (first, leading)):
-            task.cancel()
-            await asyncio.wait([task])
+        free = Snapshot((), 0)
+        deaf = Feed(Target(key), free, 1)
+        assert third._ahead == [second._session.id]
+        seen = await third._next(third._session, deaf, free, third._clock.now())
+        assert seen.entry is not None
+        assert seen.entry.session == second._session.id
+        assert third._ahead == [second._session.id]
+        consul.delete(key)
+        seen = await third._next(third._session, deaf, free, third._clock.now())
+        assert seen.entry is None
+        assert third._ahead == []
+        assert writes(consul_relay) == []
+        for part in (third, second, first):
             await part.leave()
             await part.close()
+    assert consul.keys(key) == []
+
+
+@on_a_loop
+async def test_who_enters_too_slowly_for_its_step_looks_as_well(
+    consul: ConsulClient, consul_relay: ConsulRelay, key: str
+) -> None:
+    waiting = json.dumps({"session": "another", "value": "", "refreshed": 0}).encode()
+    before = session_for(consul, f"{key}.waiting/another", waiting)
+    async with opened(consul_relay.endpoint) as one:
+        part = contender(one, key)
+        turn = part._turn
+
+        async def over(*arguments: Any) -> float:
+            await turn(*arguments)
+            return -math.inf
+
+        part._turn = over
+        await win(part)
+        asked = consul_relay.asked
+        entered, took = (n for n, each in enumerate(asked) if each.does("lock"))
+        looked = [each for each in asked[entered:took] if each.path == f"/v1/kv/{key}"]
+        assert [each for each in looked if "index" not in each.query] != []
+        await part.leave()
+        await part.close()
+    consul.destroy_session(before)
+    assert consul.keys(key) == []
 
 
 @on_a_loop
@@ -327,16 +359,6 @@ async def test_of_those_on_one_store_only_one_at_a_time_tries(
         for part in parts:
             await part.leave()
             await part.close()
-
-
-def acts_on(relay: ConsulRelay, key: str) -> list[Asked]:
-    """What was asked of the key itself, but for the queries that wait."""
-    at = f"/v1/kv/{key}"
-    return [
-        asked
-        for asked in relay.asked
-        if (asked.path == at and "index" not in asked.query) or asked.does("lock", key)
-    ]
 
 
 @pytest.mark.long

@@ -8,7 +8,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -54,7 +54,8 @@ class Told:
 
     @property
     def content(self) -> Any:
-        return json.loads(self.body)
+        """None where there is nothing: of a key that is not there."""
+        return json.loads(self.body) if self.body else None
 
 
 class LostReplyError(Exception):
@@ -64,6 +65,9 @@ class LostReplyError(Exception):
 class StallError(Exception):
     """Raised by a hook: there is no answer, and the connection stays open."""
 
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BeforeHook = Callable[[Asked], Told | None]
 AfterHook = Callable[[Asked, Told], Told]
@@ -75,7 +79,8 @@ class ConsulRelay:
     ``before`` may answer in the server's place, or raise :exc:`LostReplyError` or
     :exc:`StallError`: then the server is not asked. ``after`` may change the answer, or
     raise: then it is lost, or held back.
-    Both run on the relay's thread. ``most`` is how many requests were under way at once,
+    Both run on the relay's thread; what else they raise is raised at the end of the block, for
+    whoever asked takes it for the server's. ``most`` is how many requests were under way at once,
     blocking queries left out.
     """
 
@@ -86,6 +91,7 @@ class ConsulRelay:
         self.asked: list[Asked] = []
         self.most = 0
         self._under_way = 0
+        self._broken: list[Exception] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="consul-relay", daemon=True
@@ -109,6 +115,8 @@ class ConsulRelay:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        if self._broken and exception[0] is None:
+            raise self._broken[0]
 
     async def _start(self) -> int:
         # Those that wait for their next use count among what a server takes from one address.
@@ -137,9 +145,9 @@ class ConsulRelay:
         self._under_way += short
         self.most = max(self.most, self._under_way)
         try:
-            told = self.before(asked)
+            told = self._hook(self.before, asked)
             if told is None:
-                told = self.after(asked, await self._forward(asked))
+                told = self._hook(self.after, asked, await self._forward(asked))
         except StallError:
             await asyncio.get_running_loop().create_future()
             raise
@@ -150,6 +158,15 @@ class ConsulRelay:
         finally:
             self._under_way -= short
         return web.Response(status=told.status, body=told.body, headers=told.headers)
+
+    def _hook(self, hook: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return hook(*arguments, **named)
+        except (LostReplyError, StallError):
+            raise
+        except Exception as error:
+            self._broken.append(error)
+            raise
 
     async def _forward(self, asked: Asked) -> Told:
         async with self._client.request(
