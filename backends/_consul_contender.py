@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 DELETED = "the entry was deleted at the store"
 REPLACED = "another holds the key at the store"
 
-# Seconds by which each next in rank waits longer for those before it to try.
+# Seconds by which each next in rank waits longer for those before it to try, up to a part of its
+# ttl: whoever has gone since the ranks were read is waited for as well.
 _STEP = 0.2
+_LONGEST_STEPS = 1 / 4
 
 # Seconds after which the next in rank tries again what a lock-delay, whose end is not told,
 # has refused. Those behind it are refused as well: they leave it more time each time.
@@ -206,7 +208,8 @@ class ConsulContender(Contender):
                 await self._enter(session)
         if self.key in self._election.trying:
             return self._clock.now() + _STEP
-        return max(free_since + _STEP * len(self._ahead), self._delayed_until)
+        steps = min(_STEP * len(self._ahead), _LONGEST_STEPS * session.ttl)
+        return max(free_since + steps, self._delayed_until)
 
     async def _wait_behind(self, session: ConsulSession, holder: str) -> None:
         if self._place is None:

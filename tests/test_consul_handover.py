@@ -268,6 +268,28 @@ class TestHandingOver:
         consul.delete(key)
 
 
+async def until_placed(consul: ConsulClient, key: str, count: int) -> None:
+    await async_wait_until(lambda: len(places(consul, key)) == count, 10, f"{count} places")
+
+
+@on_a_loop
+async def test_however_many_have_gone_they_are_waited_for_no_longer_than_a_part_of_the_ttl(
+    consul: ConsulClient, key: str
+) -> None:
+    holder = session_for(consul, key, flags=str(LOCK_FLAGS))
+    async with opened(consul.endpoint) as one:
+        part = contender(one, key, ttl=4)
+        leading = asyncio.ensure_future(win(part))
+        await async_wait_until(lambda: part._place, 10, "its place")
+        part._ahead = [f"gone {number}" for number in range(1000)]
+        began = part._clock.now()
+        consul.destroy_session(holder)
+        await leading
+        assert 1 <= part._clock.now() - began < 10
+        await part.leave()
+        await part.close()
+
+
 @on_a_loop
 async def test_who_is_further_back_looks_before_it_tries_and_stays_behind_who_leads(
     consul: ConsulClient, consul_relay: ConsulRelay, key: str
@@ -283,7 +305,7 @@ async def test_who_is_further_back_looks_before_it_tries_and_stays_behind_who_le
         await win(first)
         for count, part in ((1, second), (2, third)):
             waiting = asyncio.ensure_future(win(part))
-            await async_wait_until(lambda n=count: len(places(consul, key)) == n, 10, "its place")
+            await until_placed(consul, key, count)
             waiting.cancel()
             await asyncio.wait([waiting])
         consul.delete(key)
@@ -348,7 +370,7 @@ async def test_of_those_on_one_store_only_one_at_a_time_tries(
         runs = []
         for count, part in enumerate(parts, 1):
             runs.append(asyncio.ensure_future(win(part)))
-            await async_wait_until(lambda n=count: len(places(consul, key)) == n, 10, "its place")
+            await until_placed(consul, key, count)
         consul_relay.before = hold_back
         consul.destroy_session(holder)
         with pytest.raises(StoreUnavailable):
