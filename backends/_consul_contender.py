@@ -40,6 +40,10 @@ REPLACED = "another holds the key at the store"
 _STEP = 0.2
 _LONGEST_STEPS = 1 / 4
 
+# Seconds that the others of this store leave to one that tries, which without them is done within
+# a step: a connection on which nothing is answered holds up nobody for longer.
+_TRY = 0.4
+
 # Seconds after which the next in rank tries again what a lock-delay, whose end is not told,
 # has refused. Those behind it are refused as well: they leave it more time each time.
 _LOCK_DELAYED = 0.5
@@ -206,10 +210,9 @@ class ConsulContender(Contender):
             waiters = await self._election.places.waiters(self.key)
             if any(place.waiting.session != session.id for place in waiters):
                 await self._enter(session)
-        if self.key in self._election.trying:
-            return self._clock.now() + _STEP
         steps = min(_STEP * len(self._ahead), _LONGEST_STEPS * session.ttl)
-        return max(free_since + steps, self._delayed_until)
+        tried = self._election.trying.get(self.key, -math.inf)
+        return max(free_since + steps, self._delayed_until, tried)
 
     async def _wait_behind(self, session: ConsulSession, holder: str) -> None:
         if self._place is None:
@@ -245,12 +248,13 @@ class ConsulContender(Contender):
         # repeated out of sight: a try whose answer never came has to be remembered.
         self._unsure, unsure = True, self._unsure
         sent_at = self._clock.now()
-        # Nothing was awaited since it was our turn: no other try of this store is under way.
-        self._election.trying.add(self.key)
+        trying = self._election.trying
+        until = trying[self.key] = sent_at + _TRY
         try:
             done = await self._election.agents.transact(*operations, repeatable=False)
         finally:
-            self._election.trying.discard(self.key)
+            if trying.get(self.key) == until:
+                del trying[self.key]
         self._unsure = unsure
         if not isinstance(done, Refused):
             self._held, self._place, self._handed = done[-1], None, False

@@ -41,9 +41,9 @@ class Election:
             )
         )
         self.places = Places(agents, watches, context)
-        # Keys that one of ours tries to take: others of this process only lose to it, and where
-        # there are many of them it may need longer for it than they leave it.
-        self.trying: set[str] = set()
+        # Keys that one of ours tries to take, and until when the others leave it the time: they
+        # would only lose to it, and a process of many may need longer than a step to send it.
+        self.trying: dict[str, float] = {}
         self._tasks: set[asyncio.Future[Any]] = set()
 
     def contender(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from leadership import Candidate, Store, aio, new_store
+from leadership.backends._consul_contender import _TRY
 from leadership.backends._consul_requests import LOCK_FLAGS
 from leadership.backends._consul_watch import Feed, Snapshot, Target
 from leadership.errors import StoreUnavailable
@@ -322,6 +323,10 @@ async def test_who_is_further_back_looks_before_it_tries_and_stays_behind_who_le
         seen = await third._next(third._session, deaf, free, third._clock.now())
         assert seen.entry is None
         assert third._ahead == []
+        # Who is first looks as well: it may have left the time to another that tried.
+        await win(first)
+        seen = await third._next(third._session, deaf, free, third._clock.now())
+        assert seen.entry is not None
         assert writes(consul_relay) == []
         for part in (third, second, first):
             await part.leave()
@@ -356,31 +361,53 @@ async def test_who_enters_too_slowly_for_its_step_looks_as_well(
 
 
 @on_a_loop
-async def test_of_those_on_one_store_only_one_at_a_time_tries(
+async def test_who_tries_is_left_the_time_by_those_on_its_store_but_not_for_long(
     consul: ConsulClient, consul_relay: ConsulRelay, key: str
 ) -> None:
     holder = session_for(consul, key, flags=str(LOCK_FLAGS))
-
-    def hold_back(asked: Asked) -> None:
-        if asked.does("lock", key):
-            raise StallError
+    left: list[float] = []
 
     async with opened(consul_relay.endpoint) as one:
+
+        def hold_back_the_first(asked: Asked) -> None:
+            if asked.does("lock", key) and not left:
+                left.append(parts[0]._election.trying[key])
+                raise StallError
+
         parts = [contender(one, key), contender(one, key, b"b")]
         runs = []
         for count, part in enumerate(parts, 1):
             runs.append(asyncio.ensure_future(win(part)))
             await until_placed(consul, key, count)
-        consul_relay.before = hold_back
+        consul_relay.before = hold_back_the_first
         consul.destroy_session(holder)
+        await runs[1]
+        assert not runs[0].done()
+        assert parts[1]._taken_at >= left[0]
         with pytest.raises(StoreUnavailable):
             await runs[0]
-        assert sum(asked.does("lock", key) for asked in consul_relay.asked) == 1
-        consul_relay.before = lambda asked: None
-        await runs[1]
+        assert parts[0]._election.trying == {}
         for part in parts:
             await part.leave()
             await part.close()
+
+
+@pytest.mark.parametrize("ahead", [0, 10])
+@on_a_loop
+async def test_another_that_tries_lets_nobody_overtake_those_before_it(
+    consul: ConsulClient, key: str, ahead: int
+) -> None:
+    async with opened(consul.endpoint) as one:
+        part = contender(one, key)
+        await win(part)
+        now = part._clock.now()
+        part._place, part._ahead = object(), ["before"] * ahead
+        part._election.trying[key] = now + _TRY
+        assert await part._turn(part._session, now) == pytest.approx(now + max(_TRY, 0.2 * ahead))
+        part._election.trying.clear()
+        part._place = None
+        await part.leave()
+        await part.close()
 
 
 @pytest.mark.long
