@@ -269,8 +269,8 @@ class TestHandingOver:
         consul.delete(key)
 
 
-async def until_placed(consul: ConsulClient, key: str, count: int) -> None:
-    await async_wait_until(lambda: len(places(consul, key)) == count, 10, f"{count} places")
+async def until_it_waits(part: Any) -> None:
+    await async_wait_until(lambda: part._place, 10, "its place")
 
 
 @on_a_loop
@@ -281,7 +281,7 @@ async def test_however_many_have_gone_they_are_waited_for_no_longer_than_a_part_
     async with opened(consul.endpoint) as one:
         part = contender(one, key, ttl=4)
         leading = asyncio.ensure_future(win(part))
-        await async_wait_until(lambda: part._place, 10, "its place")
+        await until_it_waits(part)
         part._ahead = [f"gone {number}" for number in range(1000)]
         began = part._clock.now()
         consul.destroy_session(holder)
@@ -304,9 +304,9 @@ async def test_who_is_further_back_looks_before_it_tries_and_stays_behind_who_le
         first, second = contender(one, key), contender(two, key, b"b")
         third = contender(three, key, b"c")
         await win(first)
-        for count, part in ((1, second), (2, third)):
+        for part in (second, third):
             waiting = asyncio.ensure_future(win(part))
-            await until_placed(consul, key, count)
+            await until_it_waits(part)
             waiting.cancel()
             await asyncio.wait([waiting])
         consul.delete(key)
@@ -376,9 +376,9 @@ async def test_who_tries_is_left_the_time_by_those_on_its_store_but_not_for_long
 
         parts = [contender(one, key), contender(one, key, b"b")]
         runs = []
-        for count, part in enumerate(parts, 1):
+        for part in parts:
             runs.append(asyncio.ensure_future(win(part)))
-            await until_placed(consul, key, count)
+            await until_it_waits(part)
         consul_relay.before = hold_back_the_first
         consul.destroy_session(holder)
         await runs[1]
