@@ -36,12 +36,13 @@ DELETED = "the entry was deleted at the store"
 REPLACED = "another holds the key at the store"
 
 # Seconds by which each next in rank waits longer for those before it to try, up to a part of its
-# ttl: whoever has gone since the ranks were read is waited for as well.
+# ttl: whoever has gone since the ranks were read is waited for as well. Those further back spread
+# over as long again.
 _STEP = 0.2
 _LONGEST_STEPS = 1 / 4
 
-# Seconds that the others of this store leave to one that tries, which without them is done within
-# a step: a connection on which nothing is answered holds up nobody for longer.
+# Seconds, from when one asks for the key, that the others of its store leave it: where there are
+# many it may need longer than a step. One that is never answered holds up nobody for longer.
 _TRY = 0.4
 
 # Seconds after which the next in rank tries again what a lock-delay, whose end is not told,
@@ -77,6 +78,8 @@ class ConsulContender(Contender):
         self._place: Place | None = None
         # The sessions of those who wait before us, as far as we know.
         self._ahead: list[str] = []
+        # Whether those have had their time since the key became free.
+        self._passed = False
         # Whether a write may have made an entry that we have not seen.
         self._unsure = False
         # Whether a removal was asked for, and not confirmed: it may come late.
@@ -162,7 +165,7 @@ class ConsulContender(Contender):
                     else:
                         free_since = min(free_since, self._clock.now())
                         turn = await self._turn(session, free_since)
-                        if turn <= self._clock.now() and not self._ahead:
+                        if turn <= self._clock.now() and (self._passed or not self._ahead):
                             won = await self._take(session, entry)
                             if won is not None and session.lease.is_valid():
                                 return won
@@ -184,6 +187,7 @@ class ConsulContender(Contender):
                 return None
             self._handed = self._held is None and not self._unsure
             self._held, self._place, self._taken_at = entry, None, -math.inf
+            self._ahead = []
             if session.lease.is_valid():
                 return entry
             await self._until_confirmed(session, feed)
@@ -210,11 +214,20 @@ class ConsulContender(Contender):
             waiters = await self._election.places.waiters(self.key)
             if any(place.waiting.session != session.id for place in waiters):
                 await self._enter(session)
-        steps = min(_STEP * len(self._ahead), _LONGEST_STEPS * session.ttl)
         tried = self._election.trying.get(self.key, -math.inf)
-        return max(free_since + steps, self._delayed_until, tried)
+        return max(free_since + self._steps(session), self._delayed_until, tried)
+
+    def _steps(self, session: ConsulSession) -> float:
+        """Seconds that those before us are left, since the key became free."""
+        if self._passed:
+            return 0.0
+        steps, longest = _STEP * len(self._ahead), _LONGEST_STEPS * session.ttl
+        if steps <= longest:
+            return steps
+        return self._election.context.random.uniform(longest, 2 * longest)
 
     async def _wait_behind(self, session: ConsulSession, holder: str) -> None:
+        self._passed = False
         if self._place is None:
             await self._enter(session)
         elif holder in self._ahead:
@@ -236,6 +249,7 @@ class ConsulContender(Contender):
         own = self._place
         assert own is not None
         self._ahead = [place.waiting.session for place in places if place.rank < own.rank]
+        self._passed = False
 
     async def _take(self, session: ConsulSession, entry: ConsulEntry | None) -> ConsulEntry | None:
         """Try to acquire the free key; None when it was not to be had."""
@@ -258,6 +272,7 @@ class ConsulContender(Contender):
         self._unsure = unsure
         if not isinstance(done, Refused):
             self._held, self._place, self._handed = done[-1], None, False
+            self._ahead = []
             self._taken_at = sent_at
             self._delays = 0
             return self._held
@@ -290,11 +305,9 @@ class ConsulContender(Contender):
                 return feed.latest() or seen
             if self._clock.now() >= until:
                 # Those before us had their time. Where we were slow they have led since, and
-                # our try would be a write that is refused: a read tells. Who leads is still
-                # before us in the ranks, and so are those that it left behind.
+                # our try would be a write that is refused: a read tells.
                 there = await self._election.watches.read_for(feed)
-                if there.entry is None or there.entry.session is None:
-                    self._ahead = []
+                self._passed = True
                 return there
             if self._place is not None:
                 self._place = await self._election.places.refresh(session, self._place)
@@ -474,6 +487,7 @@ class ConsulContender(Contender):
         self._held = self._place = None
         self._handed = False
         self._ahead = []
+        self._passed = False
 
     async def close(self) -> None:
         if self._closed:

@@ -267,8 +267,8 @@ class ConsulGround(Ground):
 
     def _answered(self, asked: Asked, told: Told) -> Told:
         # A long poll that is begun, or ends with its time, was told nothing.
-        index = asked.query.get("index")
-        if index is not None and int(told.headers["X-Consul-Index"]) > int(index):
+        index, newest = asked.query.get("index"), told.headers.get("X-Consul-Index")
+        if index is not None and newest is not None and int(newest) > int(index):
             there = {(each["Key"], each["CreateIndex"]) for each in told.content or ()}
             self._told += not asked.path.endswith(PLACES) or there != self._waiting
             if asked.path.endswith(PLACES):
