@@ -67,7 +67,7 @@ async def test_who_waits_its_turn_has_all_of_its_time_and_the_agent_is_not_taken
             *(renew_session(agents, str(number), LIMIT) for number in range(128))
         )
         assert renewed == [10.0] * 128
-        assert agent.most == 64
+        assert agent.most <= 64
         assert not query.done()
         query.cancel()
         await asyncio.wait([query])
