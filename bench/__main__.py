@@ -28,6 +28,7 @@ from rich.progress import (
 )
 
 from bench.crowds import CLOCK
+from bench.entrants import Role
 from bench.figures import Figure, Figures
 from bench.grounds import GROUNDS, Ground
 from bench.growth import growth_on
@@ -81,9 +82,14 @@ class Run:
                 if ground is None:
                     self._measure(rounds, task)
                 elif rounds:
-                    with ground:
-                        self.servers[ground.name] = ground.version
-                        self._measure(rounds, task)
+                    try:
+                        with ground:
+                            self.servers[ground.name] = ground.version
+                            self._measure(rounds, task)
+                    except Exception as error:
+                        # Of ours, where there is one: what fails there is never taken for met.
+                        ours = [each for each in rounds if each.blank.role is Role.OURS]
+                        self._failed((ours or rounds)[-1].blank, error)
 
     def _measure(self, rounds: list[Round], task: TaskID) -> None:
         for each in rounds:
@@ -94,13 +100,16 @@ class Run:
             try:
                 self.rows += each.measure(partial(self._progress.advance, task, each.seconds))
             except Exception as error:
-                # One that fails is a row too: the others are worth their time.
-                self._progress.console.print(traceback.format_exc(), style="dim")
-                self.rows.append(replace(blank, note=f"failed: {error!s:.80}", failed=True))
+                self._failed(blank, error)
             self._progress.update(task, completed=end)
             if not self._progress.console.is_terminal:
                 # No bar is seen there before all is over.
                 self._progress.console.print(f"{CLOCK.now() - self._began:>6.0f} s  {name}")
+
+    def _failed(self, blank: Figure, error: Exception) -> None:
+        """One that fails is a row too: the others are worth their time."""
+        self._progress.console.print(traceback.format_exc(), style="dim")
+        self.rows.append(replace(blank, note=f"failed: {error!s:.80}", failed=True))
 
 
 def main() -> None:
