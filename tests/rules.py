@@ -507,9 +507,9 @@ RULES: Sequence[Rule] = (
         6,
         "Consul: all who wait try at once",
         "backends/_consul_contender.py",
-        "return max(free_since + _STEP * len(self._ahead), self._delayed_until)",
-        "return max(free_since, self._delayed_until)",
-        "test_consul_election.py::test_of_many_who_wait_one_tries_when_the_leader_changes",
+        "steps, longest = _STEP * len(self._ahead), _LONGEST_STEPS * session.ttl",
+        "steps, longest = 0.0, _LONGEST_STEPS * session.ttl",
+        "test_consul_handover.py::test_who_is_further_back_looks_before_it_tries_and_keeps_its_rank",
     ),
     Rule(
         6,
