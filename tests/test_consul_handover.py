@@ -8,6 +8,8 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -552,3 +554,19 @@ class TestContenders:
                     await each.close()
 
         asyncio.run(scenario())
+
+
+def test_a_hook_of_the_relay_that_breaks_fails_the_test_that_set_it(consul: ConsulClient) -> None:
+    """Whoever asked takes it for an answer of the server's, and asks again."""
+
+    def breaks(asked: Asked) -> None:
+        raise ZeroDivisionError
+
+    def asking() -> None:
+        with ConsulRelay(consul.endpoint) as relay:
+            relay.before = breaks
+            with pytest.raises(HTTPError):
+                urlopen(f"http://{relay.endpoint}/v1/status/leader", timeout=10)
+
+    with pytest.raises(ZeroDivisionError):
+        asking()
