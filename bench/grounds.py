@@ -208,11 +208,12 @@ class ZooKeeperGround(Ground):
 
     def writes(self) -> int:
         # Ours prove a session by a write, ten in a ttl, whether anything changes or not.
-        while True:
+        for _ in range(1000):
             before = self._transactions()
             kept = sum(map(int, self._ask("mntr", KEPT)))
             if self._transactions() == before:
                 return before - kept
+        raise TimeoutError("ZooKeeper is written to without a pause: its writes cannot be told")
 
     def _transactions(self) -> int:
         (last,) = self._ask("srvr", r"Zxid: 0x([0-9a-f]+)")
